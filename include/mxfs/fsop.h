@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * MXFS: file system operations (fsops) that a member sends to the holder.
+ *
+ * Request payload:  struct mxfs_fsop_request, groups (ngroups * u32), op arguments (struct mxfs_fsop_args),
+ *                   name (name_len), name2 (name2_len), data (data_len); no padding between them.
+ * Reply payload:    struct mxfs_fsop_reply, data (data_len).
+ * The daemon does not look inside. All integers little endian; sizes asserted in mxfs_fsop.c.
+ *
+ * Exactly once: (node, incarnation, seq) names a request. The holder keeps each reply until the member's
+ * `acked` (all seq < acked have been answered and seen) passes it; a repeated request gets the kept reply.
+ */
+#ifndef MXFS_FSOP_H
+#define MXFS_FSOP_H
+
+#include <linux/types.h>
+
+#define MXFS_FSOP_MAGIC 0x46534F50
+#define MXFS_FSOP_DATA_MAX 131072   /* most data bytes of one fsop */
+#define MXFS_FSOP_PAYLOAD_MAX 147456 /* with headers, names and groups */
+#define MXFS_FSOP_GROUPS_MAX 1024
+#define MXFS_FSOP_INFLIGHT_MAX 256  /* per mount; further callers wait */
+
+enum mxfs_fsop_op {
+	MXFS_FSOP_GETROOT = 1,
+	MXFS_FSOP_LOOKUP = 2,
+	MXFS_FSOP_GETATTR = 3,
+	MXFS_FSOP_SETATTR = 4,
+	MXFS_FSOP_MAKE = 5,      /* create, mkdir, mknod, by mode's type; MXFS_MAKE_* in flags */
+	MXFS_FSOP_SYMLINK = 6,
+	MXFS_FSOP_LINK = 7,
+	MXFS_FSOP_UNLINK = 8,    /* MXFS_UNLINK_* in flags */
+	MXFS_FSOP_RENAME = 9,    /* RENAME_* of the VFS in flags, MXFS_RENAME_PARK beside them */
+	MXFS_FSOP_READLINK = 10,
+	MXFS_FSOP_READDIR = 11,
+	MXFS_FSOP_READ = 12,
+	MXFS_FSOP_WRITE = 13,
+	MXFS_FSOP_FSYNC = 14,
+	MXFS_FSOP_SYNCFS = 15,   /* log force: everything answered before is on disk afterwards */
+	MXFS_FSOP_STATFS = 16,
+	MXFS_FSOP_GETXATTR = 17,
+	MXFS_FSOP_SETXATTR = 18, /* XATTR_CREATE / XATTR_REPLACE in flags; size in data */
+	MXFS_FSOP_LISTXATTR = 19,
+	MXFS_FSOP_REMOVEXATTR = 20,
+	MXFS_FSOP_SETLK = 21,    /* flock and fcntl; may stay unanswered for long (MXFS_LK_WAIT) */
+	MXFS_FSOP_GETLK = 22,
+	MXFS_FSOP_CANCELLK = 23, /* gives up the waiting SETLK with seq `arg_seq` */
+	MXFS_FSOP_REAP = 24,     /* frees a parked (orphaned) inode */
+	MXFS_FSOP_FALLOCATE = 25,
+};
+#define MXFS_FSOP_OP_MAX 25
+
+#define MXFS_UNLINK_DIR 1    /* rmdir */
+#define MXFS_UNLINK_PARK 2   /* somebody has it open: move to .mxfs/orphans instead of freeing */
+#define MXFS_MAKE_EXCL 1     /* EEXIST if there; without it an existing regular file is answered */
+#define MXFS_RENAME_PARK 0x10000 /* the victim at the target is open somewhere: park it */
+
+/* Answers that are not errnos of the operation: the request must be sent again after the next view. */
+#define MXFS_FSOP_E_RETRY 0x10000
+
+struct mxfs_handle {
+	__le64 ino;
+	__le32 generation;
+	__le32 pad;
+};
+
+/* Attributes as the lower XFS has them. 128 bytes. */
+struct mxfs_wire_attr {
+	struct mxfs_handle handle;
+	__le32 mode;
+	__le32 nlink;     /* parked inodes: without the name in .mxfs/orphans */
+	__le32 uid;
+	__le32 gid;
+	__le32 rdev_major;
+	__le32 rdev_minor;
+	__le32 blksize;
+	__le32 flags;     /* MXFS_ATTR_* */
+	__le64 size;
+	__le64 blocks;    /* 512-byte units */
+	__le64 change;    /* i_version */
+	__le64 atime_sec;
+	__le64 mtime_sec;
+	__le64 ctime_sec;
+	__le64 btime_sec;
+	__le32 atime_nsec;
+	__le32 mtime_nsec;
+	__le32 ctime_nsec;
+	__le32 btime_nsec;
+	__le64 reserved;
+};
+#define MXFS_ATTR_PARKED 1
+#define MXFS_ATTR_IMMUTABLE 2
+#define MXFS_ATTR_APPEND 4
+#define MXFS_ATTR_HAS_ACL 8
+
+/* 96 bytes. */
+struct mxfs_fsop_request {
+	__le32 magic;
+	__le16 op;
+	__le16 version;
+	__le64 seq;
+	__le64 acked;
+	__le64 epoch;
+	__le32 node;
+	__le32 incarnation;
+	__le32 fsuid;       /* the caller's, in the initial user namespace */
+	__le32 fsgid;
+	__le64 caps;        /* effective capabilities, those of CAP_FS_SET and CAP_SYS_RESOURCE matter */
+	__le32 umask;
+	__le32 ngroups;
+	__le32 name_len;
+	__le32 name2_len;
+	__le32 data_len;
+	__le32 flags;       /* MXFS_REQ_* */
+	__le64 reserved[2];
+};
+#define MXFS_REQ_KERNEL 1 /* written back by the kernel, not on behalf of a process: no permission checks */
+
+/* Arguments, one shape for all operations; 144 bytes. Fields an operation does not use are zero. */
+struct mxfs_fsop_args {
+	struct mxfs_handle h;    /* the object, or the parent directory */
+	struct mxfs_handle h2;   /* second object: link's target, rename's new parent */
+	__le32 flags;
+	__le32 mode;
+	__le32 rdev_major;
+	__le32 rdev_minor;
+	__le64 offset;           /* read, write, readdir cookie, lock start */
+	__le64 length;           /* read, getxattr, readdir: most data wanted; lock end */
+	__le64 arg_seq;
+	/* setattr */
+	__le32 valid;            /* ATTR_* of the VFS that travel: see mxfs_fsop.c */
+	__le32 uid;
+	__le32 gid;
+	__le32 pad;
+	__le64 size;
+	__le64 atime_sec;
+	__le64 mtime_sec;
+	__le32 atime_nsec;
+	__le32 mtime_nsec;
+	/* locks */
+	__le64 owner;            /* unique for an open file or process within the node */
+	__le32 pid;
+	__le32 lock_type;        /* F_RDLCK, F_WRLCK, F_UNLCK */
+};
+#define MXFS_LK_FLOCK 1
+#define MXFS_LK_WAIT 2
+
+/* 288 bytes, then data. */
+struct mxfs_fsop_reply {
+	__le32 magic;
+	__le16 op;
+	__le16 version;
+	__le64 seq;
+	__le32 error;            /* positive errno, MXFS_FSOP_E_RETRY, or 0 */
+	__le32 data_len;
+	__le64 value;            /* bytes done, next cookie, xattr size */
+	struct mxfs_wire_attr attr;  /* the object, after the operation; handle.ino 0: absent */
+	struct mxfs_wire_attr attr2; /* the parent, after the operation; handle.ino 0: absent */
+};
+
+/* Directory entries in READDIR's data, packed, each padded to 8 bytes. */
+struct mxfs_wire_dirent {
+	__le64 ino;
+	__le64 cookie;   /* where to go on behind this entry */
+	__le16 reclen;
+	__le16 name_len;
+	__u8 type;       /* DT_* */
+	__u8 pad[3];
+	/* char name[name_len], no terminating zero */
+};
+
+/* STATFS's data. */
+struct mxfs_wire_statfs {
+	__le64 blocks;
+	__le64 bfree;
+	__le64 bavail;
+	__le64 files;
+	__le64 ffree;
+	__le32 bsize;
+	__le32 frsize;
+	__le32 namelen;
+	__le32 pad;
+};
+
+/* GETLK's data: F_UNLCK in lock_type means free. */
+struct mxfs_wire_lock {
+	__le64 start;
+	__le64 end;
+	__le32 pid;
+	__le32 node;
+	__le32 lock_type;
+	__le32 pad;
+};
+
+#endif /* MXFS_FSOP_H */

@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * MXFS: what peers send each other (TCP frames, UDP discovery packets). Little endian.
+ *
+ * Frame header, 40 bytes:
+ *   0 magic u32   4 version u16   6 type u16   8 length u32 (of the body behind the header)
+ *   12 flags u32 (0)   16 seq u64 (per connection and direction, from 1, without gaps)
+ *   24 sender u32   28 target u32   32 epoch u64
+ *
+ * Connection: either side may dial. Both send HELLO {protocol version, volume, node, incarnation, nonce[32]}
+ * first, then AUTH {HMAC-SHA256(cluster key, "mxfs-auth" || volume || sender || target || sender's
+ * incarnation || target's incarnation || sender's nonce || target's nonce)}; anything else before a valid
+ * AUTH closes the connection. When both dial at once the connection dialled by the lower node id stays.
+ */
+#ifndef MXFS_WIRE_H
+#define MXFS_WIRE_H
+
+#define MXFS_WIRE_MAGIC 0x4D584653
+#define MXFS_WIRE_VERSION 1
+#define MXFS_WIRE_HEADER_SIZE 40
+/* Longest body of a frame, bytes. */
+#define MXFS_WIRE_BODY_MAX 65536
+#define MXFS_WIRE_NONCE_SIZE 32
+#define MXFS_WIRE_MAC_SIZE 32
+
+enum mxfs_wire_type {
+	MXFS_MSG_HELLO = 1,
+	MXFS_MSG_AUTH = 2,
+	MXFS_MSG_ERROR = 3,        /* {errno u32, utf-8 message}: said before closing */
+	MXFS_MSG_PING = 4,
+	MXFS_MSG_PONG = 5,
+
+	/* Locks: bodies are struct mxfs_lock_entry[]. To the master: */
+	MXFS_MSG_LOCK_REQUEST = 16,
+	MXFS_MSG_LOCK_CONVERT = 17,
+	MXFS_MSG_LOCK_RELEASE = 18, /* flag CANCEL: gives up a waiting request */
+	MXFS_MSG_LOCK_RECLAIM = 19, /* between PREPARE and COMMIT only */
+	/* From the master: */
+	MXFS_MSG_LOCK_GRANT = 20,
+	MXFS_MSG_LOCK_DENY = 21,
+	MXFS_MSG_LOCK_BAST = 22,
+
+	/* Fsops: {fsop id u64, offset u32, total u32} and the part's bytes. */
+	MXFS_MSG_FSOP_REQUEST = 32,
+	MXFS_MSG_FSOP_REPLY = 33,
+
+	/* Membership; bodies are JSON objects (rare, and easy to extend), see docs/interfaces.md. */
+	MXFS_MSG_JOIN = 48,
+	MXFS_MSG_JOIN_REFUSED = 49,
+	MXFS_MSG_PREPARE = 50,
+	MXFS_MSG_PREPARED = 51,
+	MXFS_MSG_REBUILD = 52,
+	MXFS_MSG_REBUILD_SENT = 53,
+	MXFS_MSG_REBUILT = 54,
+	MXFS_MSG_COMMIT = 55,
+	MXFS_MSG_COMMITTED = 56,
+	MXFS_MSG_LEAVE = 57,
+	MXFS_MSG_LEFT = 58,
+	MXFS_MSG_GATE_SHUT = 59,
+	MXFS_MSG_GATE_IS_SHUT = 60,
+	MXFS_MSG_TAKE_OVER = 61,
+	MXFS_MSG_TAKEN_OVER = 62,
+	MXFS_MSG_LEASE_RENEW = 63,
+	MXFS_MSG_LEASE_ACK = 64,
+	MXFS_MSG_RESYNC = 65,
+};
+
+/*
+ * Discovery packet (UDP), 112 bytes:
+ *   0 magic u32   4 version u16   6 type u16 (1 announce, 2 query)   8 volume u64   16 node u32
+ *   20 incarnation u32   24 role u32   28 port u16   30 family u16   32 address[16]
+ *   48 epoch u64   56 counter u64 (rises within an incarnation)   64 node uuid[16]
+ *   80 HMAC-SHA256(cluster key, bytes 0..79)
+ */
+#define MXFS_DISCOVERY_SIZE 112
+#define MXFS_DISCOVERY_ANNOUNCE 1
+#define MXFS_DISCOVERY_QUERY 2
+
+#endif /* MXFS_WIRE_H */

@@ -1,0 +1,454 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * MXFS kernel module: what its parts know of each other.
+ *
+ * Shape: a VFS operation does three things: take the DLM lock, pass the gate, call the back end.
+ *
+ *	err = mxfs_op_begin(sbi, &MXFS_I(dir)->lock, MXFS_MODE_EX);   (lock, then gate)
+ *	if (!err) {
+ *		err = sbi->be->make(sbi, ...);
+ *		mxfs_op_end(sbi, &MXFS_I(dir)->lock, MXFS_MODE_EX);    (gate, then lock)
+ *	}
+ *
+ * Lock order: mxfs i_rwsem -> DLM locks by (inode, type, offset) -> gate -> lower locks. Nobody waits for a
+ * DLM lock while inside the gate. Recall, release and invalidation take no i_rwsem, s_umount or mmap_lock.
+ * No user page fault under a DLM lock. evict_inode and shrinkers never wait for the daemon.
+ *
+ * Parts and files:
+ *	mxfs_main.c     module init and exit
+ *	mxfs_super.c    fs_context, options, mount and unmount, role change, daemon lifecycle
+ *	mxfs_netlink.c  the generic netlink family, sender thread, request ids
+ *	mxfs_gate.c     the gate, the lease, the final "fenced" state
+ *	mxfs_dlm.c      the lock cache
+ *	mxfs_cache.c    invalidation of inodes (demote call-backs of the INODE lock)
+ *	mxfs_lower.c    the internal XFS mount, .mxfs/lockstate
+ *	mxfs_local.c    back end over the lower XFS
+ *	mxfs_remote.c   back end that sends fsops
+ *	mxfs_exec.c     executor on the holder, reply cache, lock owner bookkeeping
+ *	mxfs_fsop.c     encoding and decoding of fsops
+ *	mxfs_inode.c mxfs_dir.c mxfs_file.c mxfs_aops.c mxfs_xattr.c mxfs_flock.c   VFS operations
+ */
+#ifndef MXFS_KERNEL_H
+#define MXFS_KERNEL_H
+
+#include <linux/atomic.h>
+#include <linux/completion.h>
+#include <linux/fs.h>
+#include <linux/fs_context.h>
+#include <linux/kernel.h>
+#include <linux/list.h>
+#include <linux/mutex.h>
+#include <linux/percpu-rwsem.h>
+#include <linux/spinlock.h>
+#include <linux/statfs.h>
+#include <linux/uio.h>
+#include <linux/uuid.h>
+#include <linux/wait.h>
+#include <linux/workqueue.h>
+
+#include "../include/mxfs/abi.h"
+#include "../include/mxfs/netlink.h"
+#include "../include/mxfs/disk.h"
+#include "../include/mxfs/fsop.h"
+
+struct mxfs_sb_info;
+struct mxfs_backend;
+
+/* ---------------------------------------------------------------- handles and attributes (host order) */
+
+struct mxfs_fh {
+	u64 ino;
+	u32 gen;
+};
+
+struct mxfs_attr {
+	struct mxfs_fh fh;
+	u32 mode, nlink, uid, gid; /* ids in the initial user namespace */
+	dev_t rdev;
+	u32 blksize, flags;	   /* MXFS_ATTR_* */
+	u64 size, blocks, change;
+	struct timespec64 atime, mtime, ctime, btime;
+};
+
+/* ---------------------------------------------------------------- gate (mxfs_gate.c) */
+
+struct mxfs_gate {
+	struct percpu_rw_semaphore rwsem; /* read: an operation is inside; write: shut and drained */
+	wait_queue_head_t wait;		  /* openings, lease renewals, the end */
+	atomic_t shut;			  /* count of reasons why it is shut; starts at 1 */
+	bool write_held;
+	atomic64_t lease_until;		  /* CLOCK_BOOTTIME ms; S64_MAX: no lease needed (never by default) */
+	atomic_t fenced;		  /* 1: final */
+	struct mutex mutex;
+	char reason[128];
+};
+
+int mxfs_gate_init(struct mxfs_gate *gate);
+void mxfs_gate_destroy(struct mxfs_gate *gate);
+/* Waits, killable, until the gate is open and the lease is valid. 0, -EIO (fenced), -ERESTARTSYS. */
+int mxfs_gate_enter(struct mxfs_sb_info *sbi);
+/* The same without waiting for anything: -EAGAIN. */
+int mxfs_gate_try_enter(struct mxfs_sb_info *sbi);
+/* As enter, but waits uninterruptibly (write-back, recall); still ends with -EIO when fenced. */
+int mxfs_gate_enter_wait(struct mxfs_sb_info *sbi);
+void mxfs_gate_leave(struct mxfs_sb_info *sbi);
+/* Shut: returns when everybody inside has left. Nestable; each shut has its open. Sleeps. */
+int mxfs_gate_shut(struct mxfs_sb_info *sbi, const char *reason);
+void mxfs_gate_open(struct mxfs_sb_info *sbi);
+void mxfs_gate_lease(struct mxfs_sb_info *sbi, u64 until_ms);
+bool mxfs_gate_lease_valid(struct mxfs_sb_info *sbi);
+/* Final: wakes everybody with -EIO, zaps mappings, fails pending lock requests and fsops. */
+void mxfs_fence(struct mxfs_sb_info *sbi, const char *why);
+static inline bool mxfs_gate_fenced(struct mxfs_gate *gate)
+{
+	return atomic_read(&gate->fenced) != 0;
+}
+
+/* ---------------------------------------------------------------- lock cache (mxfs_dlm.c) */
+
+struct mxfs_lock;
+
+struct mxfs_lock_ops {
+	/*
+	 * Before a cached mode is lowered from `from` to `to`, when no user above `to` is left: write out,
+	 * invalidate (to < PR), force the holder's log if anything changed under EX (mxfs_lock_dirtied).
+	 * Runs in the demote workqueue, outside the gate; may call mxfs_gate_enter_wait and the back end, and
+	 * may take OPEN locks; takes no i_rwsem, s_umount, mmap_lock. The owner object is pinned (see get/put).
+	 */
+	void (*demote)(struct mxfs_lock *lk, int from, int to);
+	/* Pins / unpins the object around asynchronous work: igrab / iput for inodes. get: false = going away. */
+	bool (*get)(struct mxfs_lock *lk);
+	void (*put)(struct mxfs_lock *lk);
+};
+
+/*
+ * One cached lock. Embedded in its owner (inode: INODE and OPEN; super: RENAME).
+ * `mode` is what the cluster granted; users hold it in modes at most that. While a BAST is pending new
+ * users of a mode above the target wait, except for a short time after a grant, so that it is used at least
+ * once (no livelock).
+ */
+struct mxfs_lock {
+	struct mxfs_sb_info *sbi;
+	const struct mxfs_lock_ops *ops;
+	void *owner;
+	struct hlist_node hash;		/* by lock id */
+	struct list_head all;		/* of the mount, for dumps */
+	struct list_head send;		/* queued for the daemon */
+	u64 lock_id;
+	u64 ino, offset;
+	u32 type;
+	spinlock_t spin;
+	wait_queue_head_t wait;
+	u32 seq;			/* of the outstanding request */
+	u8 mode;			/* granted by the cluster */
+	u8 want;			/* asked for; NL: nothing outstanding */
+	u8 bast;			/* the mode somebody needs; NL: nobody */
+	u8 flags;
+	int users[MXFS_MODE_COUNT];
+	u64 gen;			/* rises whenever the granted mode has been below PR: cached facts of an older gen are void */
+	bool dirtied;			/* something was changed under EX since it was granted or last made durable */
+	int error;			/* of the last denial */
+	unsigned long granted_at;	/* jiffies */
+	struct work_struct work;	/* demote */
+};
+
+#define MXFS_LOCK_TRY 1	   /* NOQUEUE: -EAGAIN instead of waiting for other nodes */
+#define MXFS_LOCK_CACHED 2 /* only from the cache: -EAGAIN instead of any message */
+#define MXFS_LOCK_NOINTR 4 /* not killable: recall and write-back contexts */
+
+void mxfs_lock_init(struct mxfs_sb_info *sbi, struct mxfs_lock *lk, const struct mxfs_lock_ops *ops, void *owner,
+		    u32 type, u64 ino, u64 offset);
+/* Forgets the lock; releases it at the daemon asynchronously. No users may be left. Never sleeps for the daemon. */
+void mxfs_lock_destroy(struct mxfs_lock *lk);
+/* 0, -EAGAIN, -ERESTARTSYS, -EIO (fenced), -EDEADLK, -ETIMEDOUT never by itself. Not inside the gate. */
+int mxfs_lock_get(struct mxfs_lock *lk, int mode, unsigned int flags);
+void mxfs_lock_put(struct mxfs_lock *lk, int mode);
+/* True while `mode` is cached, no BAST is pending and the lease is valid. A hint without get; RCU-safe. */
+bool mxfs_lock_is_cached(struct mxfs_lock *lk, int mode);
+static inline u64 mxfs_lock_gen(struct mxfs_lock *lk)
+{
+	return READ_ONCE(lk->gen);
+}
+static inline void mxfs_lock_dirtied(struct mxfs_lock *lk)
+{
+	WRITE_ONCE(lk->dirtied, true);
+}
+/* Give the lock up to `mode` now, as if a BAST had come; waits until done (MXFS_LOCK_NOINTR honoured). */
+int mxfs_lock_drop(struct mxfs_lock *lk, int mode, unsigned int flags);
+
+/* Lock then gate; on error nothing is held. flags: MXFS_LOCK_*. */
+int mxfs_op_begin(struct mxfs_sb_info *sbi, struct mxfs_lock *lk, int mode);
+void mxfs_op_end(struct mxfs_sb_info *sbi, struct mxfs_lock *lk, int mode);
+/* Several locks sorted by (ino, type, offset), duplicates merged to the stronger mode. */
+struct mxfs_lock_req {
+	struct mxfs_lock *lk;
+	int mode;
+};
+int mxfs_op_begin_many(struct mxfs_sb_info *sbi, struct mxfs_lock_req *reqs, int count);
+void mxfs_op_end_many(struct mxfs_sb_info *sbi, struct mxfs_lock_req *reqs, int count);
+
+/* Per mount; private to mxfs_dlm.c. */
+struct mxfs_lockspace;
+int mxfs_dlm_init(struct mxfs_sb_info *sbi);
+void mxfs_dlm_destroy(struct mxfs_sb_info *sbi);
+/* From netlink (queued by it, in order): entries in host memory, little endian. */
+void mxfs_dlm_receive(struct mxfs_sb_info *sbi, int cmd, const struct mxfs_lock_entry *entries, int count);
+int mxfs_dlm_dump(struct mxfs_sb_info *sbi, u64 epoch); /* freeze, dump; sends LOCK_DUMP messages */
+void mxfs_dlm_view(struct mxfs_sb_info *sbi, u64 epoch); /* resume */
+void mxfs_dlm_fence(struct mxfs_sb_info *sbi);		/* fail everything */
+/* Drops every lock to NL with write-out (unmount). */
+int mxfs_dlm_drop_all(struct mxfs_sb_info *sbi);
+
+/* ---------------------------------------------------------------- netlink (mxfs_netlink.c) */
+
+struct sk_buff;
+int mxfs_netlink_init(void);
+void mxfs_netlink_exit(void);
+struct mxfs_nl; /* per mount */
+int mxfs_nl_mount_init(struct mxfs_sb_info *sbi);
+void mxfs_nl_mount_destroy(struct mxfs_sb_info *sbi);
+/* Build: mxfs_nl_new puts the header and MOUNT_ID; nla_put* the rest; mxfs_nl_send queues it (never lost while the daemon
+ * lives; when it is detached the message is dropped: what matters is sent again after the dump). Consumes skb. */
+struct sk_buff *mxfs_nl_new(struct mxfs_sb_info *sbi, int cmd, size_t payload, gfp_t gfp);
+void mxfs_nl_send(struct mxfs_sb_info *sbi, struct sk_buff *skb);
+void mxfs_nl_done(struct mxfs_sb_info *sbi, u64 req_id, int error, const char *message);
+int mxfs_nl_send_locks(struct mxfs_sb_info *sbi, int cmd, const struct mxfs_lock_entry *entries, int count, gfp_t gfp);
+/* One part or all of an fsop payload, split as needed. node: 0 to the holder. */
+int mxfs_nl_send_fsop(struct mxfs_sb_info *sbi, int cmd, u32 node, u64 id, const void *payload, u32 len, gfp_t gfp);
+
+/* ---------------------------------------------------------------- lower XFS (mxfs_lower.c) */
+
+struct mxfs_lower; /* private */
+struct mxfs_lockstate_info {
+	u64 ino, size;
+	u32 gen;
+	bool created;
+};
+/* Mounts the XFS internally, read-write; makes sure of .mxfs with lockstate, orphans, pool. */
+int mxfs_lower_mount(struct mxfs_sb_info *sbi, u64 lockstate_size, struct mxfs_lockstate_info *info, const char **why);
+/* Unmounts it for real: returns when the block device can be claimed exclusively. */
+int mxfs_lower_unmount(struct mxfs_sb_info *sbi);
+/* Log force: everything done before is durable. datawait: dirty file data of the lower XFS first. */
+int mxfs_lower_sync(struct mxfs_sb_info *sbi);
+void mxfs_lower_shutdown(struct mxfs_sb_info *sbi); /* XFS_IOC_GOINGDOWN, no log flush */
+
+/* ---------------------------------------------------------------- back ends (mxfs_local.c, mxfs_remote.c) */
+
+struct mxfs_dirent_sink { /* filled with struct mxfs_wire_dirent */
+	void *buf;
+	size_t size, used;
+	u64 next; /* cookie behind the last entry */
+	bool eof;
+};
+
+struct mxfs_setattr {
+	unsigned int valid; /* ATTR_MODE UID GID SIZE ATIME MTIME CTIME ATIME_SET MTIME_SET KILL_SUID KILL_SGID FORCE */
+	umode_t mode;
+	kuid_t uid;
+	kgid_t gid;
+	u64 size;
+	struct timespec64 atime, mtime;
+};
+
+struct mxfs_lk { /* one flock or fcntl operation */
+	bool flock, wait;
+	int type; /* F_RDLCK F_WRLCK F_UNLCK */
+	u64 owner, start, end;
+	u32 pid, node;
+};
+
+/*
+ * Called inside the gate with the DLM locks held, as the calling process (the executor has taken its identity).
+ * Return 0 or -errno. `attr` (object) and `dattr` (parent) may be NULL. Names are not zero terminated. ".mxfs" in the root is
+ * hidden and untouchable: -ENOENT, for making -EPERM.
+ */
+struct mxfs_backend {
+	const char *name;
+	int (*getroot)(struct mxfs_sb_info *sbi, struct mxfs_attr *attr);
+	int (*lookup)(struct mxfs_sb_info *sbi, const struct mxfs_fh *dir, const char *name, u32 len,
+		      struct mxfs_attr *attr);
+	int (*getattr)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, struct mxfs_attr *attr);
+	int (*setattr)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, const struct mxfs_setattr *set,
+		       struct mxfs_attr *attr);
+	int (*make)(struct mxfs_sb_info *sbi, const struct mxfs_fh *dir, const char *name, u32 len, umode_t mode,
+		    dev_t rdev, bool excl, struct mxfs_attr *attr, struct mxfs_attr *dattr);
+	int (*symlink)(struct mxfs_sb_info *sbi, const struct mxfs_fh *dir, const char *name, u32 len,
+		       const char *target, struct mxfs_attr *attr, struct mxfs_attr *dattr);
+	int (*link)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, const struct mxfs_fh *dir, const char *name,
+		    u32 len, struct mxfs_attr *attr, struct mxfs_attr *dattr);
+	int (*unlink)(struct mxfs_sb_info *sbi, const struct mxfs_fh *dir, const char *name, u32 len,
+		      u32 flags, struct mxfs_attr *attr, struct mxfs_attr *dattr); /* MXFS_UNLINK_* */
+	int (*rename)(struct mxfs_sb_info *sbi, const struct mxfs_fh *odir, const char *oname, u32 olen,
+		      const struct mxfs_fh *ndir, const char *nname, u32 nlen, u32 flags, struct mxfs_attr *odattr,
+		      struct mxfs_attr *ndattr);
+	int (*readlink)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, char *buf, u32 size); /* length */
+	int (*readdir)(struct mxfs_sb_info *sbi, const struct mxfs_fh *dir, u64 cookie, struct mxfs_dirent_sink *sink);
+	/* At most MXFS_FSOP_DATA_MAX bytes each. Bytes done (short: end of file) or -errno. */
+	ssize_t (*read)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64 pos, struct iov_iter *to);
+	/* kernel: write-back, no permission or set-id handling. *attr: after. */
+	ssize_t (*write)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64 pos, struct iov_iter *from,
+			 bool kernel, struct mxfs_attr *attr);
+	int (*fsync)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, bool datasync);
+	/* Everything acknowledged before is durable after: dirty data that came by write() included. */
+	int (*syncfs)(struct mxfs_sb_info *sbi);
+	int (*statfs)(struct mxfs_sb_info *sbi, struct kstatfs *st);
+	ssize_t (*getxattr)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, const char *name, void *buf, size_t size);
+	int (*setxattr)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, const char *name, const void *value,
+			size_t size, int flags, struct mxfs_attr *attr);
+	ssize_t (*listxattr)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, char *buf, size_t size);
+	int (*removexattr)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, const char *name, struct mxfs_attr *attr);
+	int (*fallocate)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, int mode, u64 pos, u64 len,
+			 struct mxfs_attr *attr);
+	int (*reap)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh);
+	/* flock and fcntl, decided on the holder. wait: blocks killably (outside the gate: the back end leaves it
+	 * around the wait and enters again). */
+	int (*setlk)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, const struct mxfs_lk *lk);
+	int (*getlk)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, struct mxfs_lk *lk);
+	/* An mxfs inode on this node is evicted: forget what is cached for it. Never sleeps for the daemon. */
+	void (*forget)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh);
+};
+
+extern const struct mxfs_backend mxfs_local_backend;
+extern const struct mxfs_backend mxfs_remote_backend;
+
+int mxfs_remote_init(struct mxfs_sb_info *sbi);
+void mxfs_remote_destroy(struct mxfs_sb_info *sbi);
+/* From netlink: a part of a reply. */
+void mxfs_remote_receive(struct mxfs_sb_info *sbi, u64 id, u32 offset, u32 total, const void *data, u32 len);
+void mxfs_remote_resend(struct mxfs_sb_info *sbi);
+void mxfs_remote_fail(struct mxfs_sb_info *sbi, int error); /* every waiting fsop ends */
+
+int mxfs_exec_init(struct mxfs_sb_info *sbi);
+void mxfs_exec_destroy(struct mxfs_sb_info *sbi);
+/* From netlink: a part of a request of `node`. Bounded: -ENOBUFS beyond the limit (the sender is told RETRY). */
+int mxfs_exec_receive(struct mxfs_sb_info *sbi, u32 node, u64 id, u32 offset, u32 total, const void *data, u32 len);
+void mxfs_exec_node_gone(struct mxfs_sb_info *sbi, u32 node, u32 incarnation);
+/* Before the lower XFS is unmounted: waiting SETLKs are answered RETRY, running ones finish. */
+void mxfs_exec_quiesce(struct mxfs_sb_info *sbi);
+
+/* ---------------------------------------------------------------- inodes (mxfs_inode.c, mxfs_cache.c) */
+
+struct mxfs_inode {
+	struct inode vfs_inode;
+	struct mxfs_fh fh;
+	struct mxfs_lock lock;	/* MXFS_RES_INODE */
+	struct mxfs_lock open;	/* MXFS_RES_OPEN; taken only when the INODE lock is lost while files are open */
+	u64 attr_gen;		/* lock.gen at which the attributes were fetched; 0: never */
+	atomic_t open_count;	/* files open on this node */
+	struct mutex lazy;	/* members that are written rarely */
+	bool open_held, parked;
+	u32 lower_flags;	/* MXFS_ATTR_* */
+	struct timespec64 btime;
+	void *private;		/* mxfs_file.c / mxfs_aops.c */
+};
+
+static inline struct mxfs_inode *MXFS_I(struct inode *inode)
+{
+	return container_of(inode, struct mxfs_inode, vfs_inode);
+}
+
+int mxfs_inode_cache_init(void);
+void mxfs_inode_cache_exit(void);
+struct inode *mxfs_alloc_inode(struct super_block *sb);
+void mxfs_free_inode(struct inode *inode);
+void mxfs_evict_inode(struct inode *inode);
+struct inode *mxfs_iget(struct super_block *sb, const struct mxfs_attr *attr);
+extern const struct super_operations mxfs_super_ops; /* mxfs_super.c; uses the ones above and mxfs_statfs, mxfs_sync_fs */
+extern const struct dentry_operations mxfs_dentry_ops;	  /* mxfs_dir.c */
+extern const struct xattr_handler *mxfs_xattr_handlers[]; /* mxfs_xattr.c */
+int mxfs_statfs(struct dentry *dentry, struct kstatfs *st);
+int mxfs_sync_fs(struct super_block *sb, int wait);
+extern const struct mxfs_lock_ops mxfs_inode_lock_ops; /* mxfs_cache.c */
+extern const struct mxfs_lock_ops mxfs_open_lock_ops;
+/* Drops attributes, names, pages of one inode (0: of all) without giving up locks. */
+void mxfs_cache_invalidate(struct mxfs_sb_info *sbi, u64 ino);
+int mxfs_cache_init(void);
+void mxfs_cache_exit(void);
+
+/* ---------------------------------------------------------------- the mount (mxfs_super.c) */
+
+struct mxfs_options {
+	char *device, *iface, *multicast, *broadcast, *peers, *config;
+	unsigned int port, fence, heartbeat_ms, renew_ms, lease_ms, node_timeout_ms, lock_wait_ms, bast_ms, startup_ms;
+	unsigned int lock_records;
+};
+
+struct mxfs_sb_info {
+	struct super_block *sb;
+	struct list_head list;	/* of all mounts */
+	refcount_t ref;		/* netlink handlers */
+	u32 mount_id;
+	dev_t dev;
+	uuid_t uuid;		/* of the XFS */
+	u64 volume;		/* FNV-1a-64 of uuid */
+	struct mxfs_options opt;
+	char mountpoint[256];
+
+	u32 node, incarnation;
+	u32 role, holder;	/* enum mxfs_role; node id */
+	u64 epoch;
+	u32 kstate;
+	struct mxfs_gate gate;
+	const struct mxfs_backend *be; /* swapped under a shut gate */
+
+	struct block_device *bdev;     /* claimed exclusively while this node is a member */
+	struct vfsmount *lower_mnt;    /* while this node is the holder */
+	struct mxfs_lower *lower;
+	struct mxfs_lockspace *ls;
+	struct mxfs_nl *nl;
+	struct mxfs_remote *remote;
+	struct mxfs_exec *exec;
+	struct mxfs_daemon *daemon;    /* mxfs_super.c */
+	struct mxfs_lock rename_lock;  /* MXFS_RES_SUPER, offset MXFS_SUPER_RENAME */
+	atomic64_t counters[32];       /* enum mxfs_counter */
+};
+
+static inline struct mxfs_sb_info *MXFS_SB(struct super_block *sb)
+{
+	return sb->s_fs_info;
+}
+
+enum mxfs_counter {
+	MXFS_COUNT_LOCK_HIT,	/* lock served from the cache */
+	MXFS_COUNT_LOCK_ASK,	/* request or up-conversion sent */
+	MXFS_COUNT_BAST,
+	MXFS_COUNT_DEMOTE,
+	MXFS_COUNT_FSOP_SENT,
+	MXFS_COUNT_FSOP_RESENT,
+	MXFS_COUNT_FSOP_EXECUTED,
+	MXFS_COUNT_FSOP_REPLAYED,
+	MXFS_COUNT_GATE_WAIT,
+	MXFS_COUNT_LEASE_WAIT,
+	MXFS_COUNT_DAEMON_STARTS,
+	MXFS_COUNT_NL_IN,
+	MXFS_COUNT_NL_OUT,
+	MXFS_COUNT_REVALIDATE_HIT,
+	MXFS_COUNT_REVALIDATE_MISS,
+	MXFS_COUNT_INVALIDATE,
+	MXFS_COUNT_MAX,
+};
+extern const char *const mxfs_counter_names[MXFS_COUNT_MAX]; /* mxfs_main.c */
+static inline void mxfs_count(struct mxfs_sb_info *sbi, enum mxfs_counter which)
+{
+	atomic64_inc(&sbi->counters[which]);
+}
+
+/* Mounts by id, referenced. */
+struct mxfs_sb_info *mxfs_mount_find(u32 mount_id);
+void mxfs_mount_put(struct mxfs_sb_info *sbi);
+/* Called by netlink, queued on the mount's ordered workqueue, never in the handler itself. */
+void mxfs_super_role_change(struct mxfs_sb_info *sbi, u64 req_id, u32 role, u32 node, u32 incarnation, u32 holder,
+			    u64 epoch, u64 lockstate_size);
+void mxfs_super_daemon_ready(struct mxfs_sb_info *sbi, int error, const char *message, u32 role, u64 epoch, u32 holder,
+			     u64 lease_until);
+void mxfs_super_daemon_gone(struct mxfs_sb_info *sbi);
+void mxfs_super_unmount_done(struct mxfs_sb_info *sbi, int error);
+void mxfs_super_view(struct mxfs_sb_info *sbi, u64 epoch, u32 holder, bool resend);
+
+extern struct file_system_type mxfs_fs_type;
+
+#define mxfs_err(sbi, fmt, ...) pr_err("mxfs: %s: " fmt "\n", (sbi)->opt.device, ##__VA_ARGS__)
+#define mxfs_warn(sbi, fmt, ...) pr_warn("mxfs: %s: " fmt "\n", (sbi)->opt.device, ##__VA_ARGS__)
+#define mxfs_info(sbi, fmt, ...) pr_info("mxfs: %s: " fmt "\n", (sbi)->opt.device, ##__VA_ARGS__)
+
+#endif /* MXFS_KERNEL_H */

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//
+// Small calls into the host kernel that Node does not offer: SO_BINDTODEVICE, memory locking of one buffer,
+// the I/O flusher flag, the boot clock, shutting an XFS down.
+//
+// Known weakness: PR_SET_IO_FLUSHER holds for the calling thread only (and threads it starts afterwards), so
+// the launcher (launch.c) sets it before node exists.
+
+#include <linux/prctl.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <time.h>
+
+#include "common.h"
+
+// xfs/xfs_fs.h comes with xfslibs-dev only; the number is kernel ABI.
+#ifndef XFS_IOC_GOINGDOWN
+#define XFS_IOC_GOINGDOWN _IOR('X', 125, uint32_t)
+#endif
+
+namespace mxfs {
+namespace {
+
+Napi::Value SetBindToDevice(const Napi::CallbackInfo& info) {
+  int fd = IntArg(info, 0);
+  std::string name = StringArg(info, 1);
+  if (setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, name.c_str(), static_cast<socklen_t>(name.size() + 1)) < 0) {
+    throw SysError(errno, "setsockopt", "SO_BINDTODEVICE, interface \"" + name + "\"");
+  }
+  return info.Env().Undefined();
+}
+
+Napi::Value LockRange(const Napi::CallbackInfo& info) {
+  Bytes bytes = BytesArg(info, 0);
+  if (mlock2(bytes.data, bytes.length, 0) < 0) {
+    throw SysError(errno, "mlock2", std::to_string(bytes.length) + " bytes; see RLIMIT_MEMLOCK");
+  }
+  return info.Env().Undefined();
+}
+
+Napi::Value UnlockRange(const Napi::CallbackInfo& info) {
+  Bytes bytes = BytesArg(info, 0);
+  if (munlock(bytes.data, bytes.length) < 0) throw SysError(errno, "munlock");
+  return info.Env().Undefined();
+}
+
+Napi::Value SetIoFlusher(const Napi::CallbackInfo& info) {
+  unsigned long on = BoolArg(info, 0) ? 1 : 0;
+  if (prctl(PR_SET_IO_FLUSHER, on, 0UL, 0UL, 0UL) < 0) throw SysError(errno, "prctl", "PR_SET_IO_FLUSHER");
+  return info.Env().Undefined();
+}
+
+Napi::Value GetIoFlusher(const Napi::CallbackInfo& info) {
+  int on = prctl(PR_GET_IO_FLUSHER, 0UL, 0UL, 0UL, 0UL);
+  if (on < 0) throw SysError(errno, "prctl", "PR_GET_IO_FLUSHER");
+  return Napi::Boolean::New(info.Env(), on != 0);
+}
+
+timespec BootTime() {
+  timespec now{};
+  if (clock_gettime(CLOCK_BOOTTIME, &now) < 0) throw SysError(errno, "clock_gettime", "CLOCK_BOOTTIME");
+  return now;
+}
+
+Napi::Value BootTimeNs(const Napi::CallbackInfo& info) {
+  timespec now = BootTime();
+  return Napi::BigInt::New(info.Env(), static_cast<uint64_t>(now.tv_sec) * 1000000000u +
+                                           static_cast<uint64_t>(now.tv_nsec));
+}
+
+Napi::Value BootTimeMs(const Napi::CallbackInfo& info) {
+  timespec now = BootTime();
+  return Napi::Number::New(info.Env(),
+                           static_cast<double>(now.tv_sec) * 1e3 + static_cast<double>(now.tv_nsec) / 1e6);
+}
+
+Napi::Value XfsGoingDown(const Napi::CallbackInfo& info) {
+  int fd = IntArg(info, 0);
+  uint32_t how = UintArg(info, 1);
+  if (ioctl(fd, XFS_IOC_GOINGDOWN, &how) < 0) {
+    throw SysError(errno, "XFS_IOC_GOINGDOWN", "fd " + std::to_string(fd));
+  }
+  return info.Env().Undefined();
+}
+
+}  // namespace
+
+void InitHost(Napi::Env env, Napi::Object exports) {
+  ExportPlain<SetBindToDevice>(env, exports, "setBindToDevice");
+  ExportPlain<LockRange>(env, exports, "lockRange");
+  ExportPlain<UnlockRange>(env, exports, "unlockRange");
+  ExportPlain<SetIoFlusher>(env, exports, "setIoFlusher");
+  ExportPlain<GetIoFlusher>(env, exports, "getIoFlusher");
+  ExportPlain<BootTimeNs>(env, exports, "bootTimeNs");
+  ExportPlain<BootTimeMs>(env, exports, "bootTimeMs");
+  ExportPlain<XfsGoingDown>(env, exports, "xfsGoingDown");
+}
+
+}  // namespace mxfs

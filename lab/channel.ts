@@ -107,7 +107,8 @@ function encodeArgs(spec: CommandSpec): Buffer {
   const env = Object.entries(spec.env).map(([key, value]) => `${key}=${value}`);
   const strings = [spec.cwd, String(env.length), ...env, ...spec.argv];
   for (const text of strings) {
-    if (text.includes("\0")) throw new LabError(`a command argument holds a NUL byte: ${JSON.stringify(text)}`);
+    if (text.includes("\0"))
+      throw new LabError(`a command argument holds a NUL byte: ${JSON.stringify(text)}`);
   }
   return Buffer.from(strings.map((text) => `${text}\0`).join(""));
 }
@@ -166,6 +167,7 @@ export class Command extends EventEmitter<CommandEvents> {
   #socket: Socket | undefined;
   #stdin: Promise<void>;
   #abort: ((error: Error) => void) | undefined;
+  #abandoned: Error | undefined;
 
   constructor(target: ChannelTarget, spec: CommandSpec) {
     super();
@@ -199,6 +201,7 @@ export class Command extends EventEmitter<CommandEvents> {
       let tries = 0;
       this.#socket = socket;
       this.#abort = reject;
+      if (this.#abandoned !== undefined) return reject(this.#abandoned);
 
       const hello = () => {
         if (!target.alive()) return reject(gone("the guest is not running"));
@@ -274,6 +277,7 @@ export class Command extends EventEmitter<CommandEvents> {
 
   /** Hangs up: the guest kills the command's process group, and `done` rejects with `error`. */
   abandon(error: Error): void {
+    this.#abandoned = error;
     this.#abort?.(error);
     this.#socket?.destroy();
   }

@@ -19,8 +19,10 @@
 // without a wake fd, or in a disk call on a hung disk, cannot be stopped by `worker.terminate()`; the thread
 // pool has 4 threads unless UV_THREADPOOL_SIZE says otherwise, and a hung disk can occupy all of them.
 
+import type { Socket as UdpSocket } from "node:dgram";
 import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
+import type { Server as TcpServer, Socket as TcpSocket } from "node:net";
 import { fileURLToPath } from "node:url";
 
 /** What every function of the addon throws when the kernel refuses. */
@@ -520,6 +522,22 @@ export function fdatasyncAsync(fd: number): Promise<void> {
 
 // ---- host -----------------------------------------------------------------------------------------------
 
+/**
+ * The fd number behind a Node socket or server (for `setBindToDevice`). Node has no public way: TCP keeps its
+ * handle in `_handle`, dgram in a state symbol (its `_handle` warns, DEP0112).
+ * @throws Error when there is no fd (yet): a UDP socket has one from bind on, a TCP one from connect or listen.
+ */
+export function socketFd(socket: TcpSocket | TcpServer | UdpSocket): number {
+  const state = Object.getOwnPropertySymbols(socket).find((symbol) => symbol.description === "state symbol");
+  const holder: unknown = state === undefined ? socket : Reflect.get(socket, state);
+  const handle: unknown = Reflect.get(Object(holder), state === undefined ? "_handle" : "handle");
+  const fd: unknown = Reflect.get(Object(handle), "fd");
+  if (typeof fd !== "number" || fd < 0) {
+    throw new Error("socket has no file descriptor: it is closed, or not yet bound, connected or listening");
+  }
+  return fd;
+}
+
 /** SO_BINDTODEVICE on a socket; an empty name undoes it. ENODEV for an unknown interface. */
 export function setBindToDevice(fd: number, interfaceName: string): void {
   addon.setBindToDevice(fd, interfaceName);
@@ -571,7 +589,10 @@ export const XFS_GOING = {
 } as const;
 export type XfsGoing = (typeof XFS_GOING)[keyof typeof XFS_GOING];
 
-/** XFS_IOC_GOINGDOWN: shuts the XFS of this fd down. ENOTTY when it is no XFS. */
+/**
+ * XFS_IOC_GOINGDOWN: shuts the XFS of this fd down. ENOTTY when it is no XFS; that is checked by its magic
+ * first, because ext4 and others would obey the same ioctl.
+ */
 export function xfsGoingDown(fd: number, how: XfsGoing): void {
   addon.xfsGoingDown(fd, how);
 }

@@ -6,11 +6,13 @@
 // Known weakness: PR_SET_IO_FLUSHER holds for the calling thread only (and threads it starts afterwards), so
 // the launcher (launch.c) sets it before node exists.
 
+#include <linux/magic.h>
 #include <linux/prctl.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/vfs.h>
 #include <time.h>
 
 #include "common.h"
@@ -79,6 +81,12 @@ Napi::Value BootTimeMs(const Napi::CallbackInfo& info) {
 Napi::Value XfsGoingDown(const Napi::CallbackInfo& info) {
   int fd = IntArg(info, 0);
   uint32_t how = UintArg(info, 1);
+  struct statfs fs{};
+  if (fstatfs(fd, &fs) < 0) throw SysError(errno, "fstatfs", "fd " + std::to_string(fd));
+  // ext4, f2fs and others answer to the very same ioctl number: never shut the wrong file system down.
+  if (fs.f_type != XFS_SUPER_MAGIC) {
+    throw SysError(ENOTTY, "XFS_IOC_GOINGDOWN", "fd " + std::to_string(fd) + " is not on an XFS");
+  }
   if (ioctl(fd, XFS_IOC_GOINGDOWN, &how) < 0) {
     throw SysError(errno, "XFS_IOC_GOINGDOWN", "fd " + std::to_string(fd));
   }

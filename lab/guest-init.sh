@@ -78,15 +78,13 @@ ip addr add "10.77.0.$node/24" dev eth0
 ip link set eth0 up
 ip route add default via 10.77.0.254 dev eth0
 
+# The kernel starts mxfsd with a bare environment: absolute paths, and a PATH for what node starts.
+launcher=$project/native/build/mxfsd-launch
 for tool in mxfsd mxfs_lock; do
-  # The kernel starts mxfsd with a bare environment: absolute paths, and a PATH for what node starts.
-  launcher=$project/native/build/mxfsd-launch
   cat >"/root/usr/sbin/$tool" <<END
 #!/bin/sh
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
-if [ $tool = mxfsd ] && [ -x "$launcher" ]; then
-  exec "$launcher" "$nodejs" "$project/dist/src/main/$tool.js" "\$@"
-fi
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root MXFS_NODE=$nodejs
+[ $tool = mxfsd ] && [ -x "$launcher" ] && exec "$launcher" "\$@"
 exec "$nodejs" "$project/dist/src/main/$tool.js" "\$@"
 END
   chmod 755 "/root/usr/sbin/$tool"

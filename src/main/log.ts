@@ -42,6 +42,12 @@ function fieldText(value: LogFields[string]): string {
   return /^[^\s"=]+$/.test(plain) ? plain : JSON.stringify(plain);
 }
 
+function escapeControl(line: string): string {
+  return Array.from(line, (char) =>
+    char < " " || char === "\x7f" ? JSON.stringify(char).slice(1, -1) : char,
+  ).join("");
+}
+
 /** The line without its end. Control characters are escaped: one record is always one line. */
 export function formatRecord(record: LogRecord): string {
   const fields = Object.entries(record.fields)
@@ -49,10 +55,7 @@ export function formatRecord(record: LogRecord): string {
     .join("");
   const time = new Date(record.timeMs).toISOString();
   const line = `${time} ${record.level} ${record.part}: ${record.text}${fields}`;
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what is looked for
-  return line
-    .replace(/[\u0000-\u001f\u007f]/g, (char) => JSON.stringify(char).slice(1, -1))
-    .slice(0, LINE_MAX);
+  return escapeControl(line).slice(0, LINE_MAX);
 }
 
 export function levelEnabled(record: LogLevel, threshold: LogLevel): boolean {

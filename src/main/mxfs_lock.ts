@@ -1,0 +1,287 @@
+#!/usr/bin/env node
+// SPDX-License-Identifier: GPL-2.0-only
+//
+// mxfs_lock: take cluster locks from the command line, and look at a volume's lock service.
+//
+//   mxfs_lock lock RESOURCE [MODE] [--noqueue] [--timeout S] [-- COMMAND...]
+//   mxfs_lock unlock RESOURCE [--all]
+//   mxfs_lock status [--json]      mxfs_lock dump [--resource RESOURCE] [--json]
+//
+// `lock` holds the lock until it is told to let go (`mxfs_lock unlock` on this node), is interrupted, or the
+// COMMAND given behind `--` ends. The lock belongs to this process: however it dies, the lock is released.
+//
+// Exit status: 0 done · 1 not granted (busy with --noqueue, or the time ran out) · 2 wrong usage · 3 no daemon ·
+// 4 deadlock · 5 the lock was lost while held (daemon or cluster failure) · 6 refused for another reason ·
+// 128+n interrupted by signal n while waiting · with COMMAND: its exit status once it has been started.
+
+import { spawn } from "node:child_process";
+import { constants } from "node:os";
+import yargs from "yargs";
+import { hideBin } from "yargs/helpers";
+import { ControlConnection, ControlError, type Json, type JsonObject } from "./control.js";
+import { MODE_NAMES, NameError, parseMode, parseResource } from "./resource_name.js";
+
+const EXIT = { done: 0, notGranted: 1, usage: 2, noDaemon: 3, deadlock: 4, lost: 5, refused: 6 } as const;
+const SOCKET_DEFAULT = "/var/run/mxfsd.sock";
+
+function exitStatus(error: unknown): number {
+  if (error instanceof NameError) {
+    return EXIT.usage;
+  }
+  switch (error instanceof ControlError ? error.errno : "") {
+    case "EAGAIN":
+    case "ETIMEDOUT":
+      return EXIT.notGranted;
+    case "ECONNREFUSED":
+      return EXIT.noDaemon;
+    case "EDEADLK":
+      return EXIT.deadlock;
+    case "ECONNRESET":
+      return EXIT.lost;
+    case "EINVAL":
+      return EXIT.usage;
+    default:
+      return EXIT.refused;
+  }
+}
+
+interface Common {
+  readonly socket: string;
+  readonly volume: string | undefined;
+}
+
+function socketOf(argv: Common): string {
+  return argv.volume === undefined ? argv.socket : `/run/mxfs/${argv.volume}.sock`;
+}
+
+function signalNumber(signal: NodeJS.Signals): number {
+  return constants.signals[signal];
+}
+
+interface LockArguments extends Common {
+  readonly resource: string;
+  readonly mode: string;
+  readonly noqueue: boolean;
+  readonly timeout: number | undefined;
+  readonly quiet: boolean;
+  readonly command: readonly string[];
+}
+
+async function lock(argv: LockArguments): Promise<number> {
+  const mode = parseMode(argv.mode);
+  parseResource(argv.resource);
+  const connection = await ControlConnection.connect(socketOf(argv));
+  let granted = false;
+  const end = new Promise<number>((resolve) => {
+    for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
+      process.on(signal, () => resolve(granted ? EXIT.done : 128 + signalNumber(signal)));
+    }
+    connection.onEvent = (event) => {
+      if (event.event === "bast" && !argv.quiet) {
+        process.stderr.write(
+          `somebody waits for ${argv.resource} in ${MODE_NAMES[Number(event.mode)] ?? "?"}\n`,
+        );
+      } else if (event.event === "released") {
+        resolve(EXIT.done);
+      } else if (event.event === "lost" || event.event === "closed") {
+        process.stderr.write(
+          `mxfs_lock: the lock on ${argv.resource} is lost: ${String(event.error ?? "mxfsd is gone")}\n`,
+        );
+        resolve(EXIT.lost);
+      }
+    };
+  });
+  const answer = connection.request("lock", {
+    resource: argv.resource,
+    mode,
+    noqueue: argv.noqueue,
+    timeoutMs: argv.timeout === undefined ? null : Math.round(argv.timeout * 1000),
+  });
+  // A signal while waiting ends the process; closing the connection withdraws the request.
+  const first = await Promise.race([answer.then((body) => ({ body })), end.then((status) => ({ status }))]);
+  if ("status" in first) {
+    answer.catch(() => undefined);
+    connection.close();
+    return first.status;
+  }
+  granted = true;
+  if (argv.command.length > 0) {
+    const status = await Promise.race([runCommand(argv.command), end]);
+    connection.close();
+    return status;
+  }
+  if (!argv.quiet) {
+    process.stdout.write(`granted ${MODE_NAMES[Number(first.body.mode)] ?? "?"} ${argv.resource}\n`);
+  }
+  const status = await end;
+  connection.close();
+  return status;
+}
+
+function runCommand(command: readonly string[]): Promise<number> {
+  return new Promise((resolve) => {
+    const [program = "", ...rest] = command;
+    const child = spawn(program, rest, { stdio: "inherit" });
+    child.on("error", (error) => {
+      process.stderr.write(`mxfs_lock: ${program}: ${error.message}\n`);
+      resolve(127);
+    });
+    child.on("exit", (code, signal) => resolve(signal === null ? (code ?? 0) : 128 + signalNumber(signal)));
+  });
+}
+
+async function unlock(argv: Common & { readonly resource: string; readonly all: boolean }): Promise<number> {
+  parseResource(argv.resource);
+  const connection = await ControlConnection.connect(socketOf(argv));
+  const answer = await connection.request("unlock", { resource: argv.resource, all: argv.all });
+  process.stdout.write(`released ${String(answer.count)}\n`);
+  connection.close();
+  return EXIT.done;
+}
+
+function text(value: Json | undefined): string {
+  return value === undefined || value === null
+    ? "-"
+    : typeof value === "object"
+      ? JSON.stringify(value)
+      : String(value);
+}
+
+function isRecord(value: Json | undefined): value is JsonObject {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+async function status(argv: Common & { readonly json: boolean }): Promise<number> {
+  const connection = await ControlConnection.connect(socketOf(argv));
+  const answer = await connection.request("status");
+  connection.close();
+  const body = answer.status;
+  if (argv.json || !isRecord(body)) {
+    process.stdout.write(`${JSON.stringify(body, null, 2)}\n`);
+    return EXIT.done;
+  }
+  for (const [name, value] of Object.entries(body)) {
+    if (Array.isArray(value)) {
+      process.stdout.write(`${name}:\n`);
+      for (const row of value) {
+        const line = isRecord(row)
+          ? Object.entries(row)
+              .map(([key, cell]) => `${key}=${text(cell)}`)
+              .join(" ")
+          : text(row);
+        process.stdout.write(`  ${line}\n`);
+      }
+    } else if (isRecord(value)) {
+      process.stdout.write(`${name}:\n`);
+      for (const [key, cell] of Object.entries(value)) {
+        process.stdout.write(`  ${key}: ${text(cell)}\n`);
+      }
+    } else {
+      process.stdout.write(`${name}: ${text(value)}\n`);
+    }
+  }
+  return EXIT.done;
+}
+
+async function dump(
+  argv: Common & { readonly resource: string | undefined; readonly json: boolean },
+): Promise<number> {
+  const connection = await ControlConnection.connect(socketOf(argv));
+  let after = 0;
+  for (;;) {
+    const answer = await connection.request("dump", { resource: argv.resource ?? null, after });
+    const rows = Array.isArray(answer.locks) ? answer.locks : [];
+    for (const row of rows) {
+      if (argv.json || !isRecord(row)) {
+        process.stdout.write(`${JSON.stringify(row)}\n`);
+      } else {
+        process.stdout.write(
+          `${text(row.resource)} ${text(row.state)} ${MODE_NAMES[Number(row.mode)] ?? "?"} node ${text(row.node)} lock ${text(row.lock)}\n`,
+        );
+      }
+    }
+    if (typeof answer.next !== "number") {
+      break;
+    }
+    after = answer.next;
+  }
+  connection.close();
+  return EXIT.done;
+}
+
+let result: Promise<number> = Promise.resolve(EXIT.usage);
+
+await yargs(hideBin(process.argv))
+  .scriptName("mxfs_lock")
+  .parserConfiguration({ "populate--": true })
+  .option("socket", { type: "string", default: SOCKET_DEFAULT, describe: "control socket of mxfsd" })
+  .option("volume", {
+    type: "string",
+    describe: "volume id (hexadecimal, see status): its own control socket",
+  })
+  .command(
+    "lock <resource> [mode]",
+    "take a lock and hold it until told, interrupted, or the command behind -- ends",
+    (y) =>
+      y
+        .positional("resource", {
+          type: "string",
+          demandOption: true,
+          describe: "a name, or inode:INO, user:N, ...",
+        })
+        .positional("mode", { type: "string", default: "EX", describe: "NL CR CW PR PW EX, or 0 to 5" })
+        .option("noqueue", { type: "boolean", default: false, alias: "n", describe: "do not wait" })
+        .option("timeout", { type: "number", alias: "t", describe: "seconds to wait at most" })
+        .option("quiet", { type: "boolean", default: false, alias: "q" }),
+    (argv) => {
+      const rest: unknown = argv["--"];
+      const command = Array.isArray(rest) ? rest.map(String) : [];
+      result =
+        argv.timeout !== undefined && !(argv.timeout >= 0 && argv.timeout <= 1e6)
+          ? Promise.reject(new NameError("--timeout: expected seconds from 0 to 1000000"))
+          : lock({ ...argv, volume: argv.volume, timeout: argv.timeout, command });
+    },
+  )
+  .command(
+    "unlock <resource>",
+    "make the mxfs_lock processes of this node that hold the resource let go",
+    (y) =>
+      y
+        .positional("resource", { type: "string", demandOption: true })
+        .option("all", { type: "boolean", default: false, describe: "all of them, not just the oldest" }),
+    (argv) => {
+      result = unlock({ ...argv, volume: argv.volume });
+    },
+  )
+  .command(
+    "status",
+    "role, view, lease, counters",
+    (y) => y.option("json", { type: "boolean", default: false }),
+    (argv) => {
+      result = status({ ...argv, volume: argv.volume });
+    },
+  )
+  .command(
+    "dump",
+    "the locks that this node is the master of",
+    (y) => y.option("resource", { type: "string" }).option("json", { type: "boolean", default: false }),
+    (argv) => {
+      result = dump({ ...argv, volume: argv.volume, resource: argv.resource });
+    },
+  )
+  .demandCommand(1, "name a command")
+  .strict()
+  .fail((message, error) => {
+    process.stderr.write(`mxfs_lock: ${message ?? error.message}\nTry 'mxfs_lock --help'.\n`);
+    process.exit(EXIT.usage);
+  })
+  .parseAsync();
+
+try {
+  process.exitCode = await result;
+} catch (error) {
+  process.stderr.write(`mxfs_lock: ${error instanceof Error ? error.message : String(error)}\n`);
+  process.exitCode = exitStatus(error);
+}
+// Signal handlers would keep a finished process alive.
+process.exit();

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//
+// The test runner behind `npm test`.
+//
+//   npm test                    everything, in the order of PARTS
+//   npm test -- unit            one part
+//   npm test -- unit/config     the files of a part whose name begins so
+//   npm test -- --list          what there is
+//
+// Every part says how long it took. The last line is "N passed, N failed"; the exit status is 0 only when
+// nothing failed and something passed. A test file that ends without uvu's totals counts as one failure.
+
+import { spawn } from "node:child_process";
+import { existsSync, readdirSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const ROOT = join(dirname(fileURLToPath(import.meta.url)), "..", "..");
+const DIST_TEST = join(ROOT, "dist", "test");
+
+interface Count {
+  passed: number;
+  failed: number;
+}
+
+interface Job {
+  readonly name: string;
+  readonly command: readonly string[];
+  /** uvu: totals are read from the output. check: the exit status is one test. */
+  readonly kind: "uvu" | "check";
+  readonly timeoutMs: number;
+}
+
+interface Part {
+  readonly name: string;
+  readonly about: string;
+  jobs(): Job[];
+}
+
+function testFiles(folder: string, timeoutMs: number): Job[] {
+  const path = join(DIST_TEST, folder);
+  if (!existsSync(path)) {
+    return [];
+  }
+  return readdirSync(path)
+    .filter(
+      (name) =>
+        name.endsWith(".test.js") && existsSync(join(ROOT, "test", folder, name.replace(/\.js$/, ".ts"))),
+    )
+    .sort()
+    .map((name) => ({
+      name: `${folder}/${name.replace(/\.test\.js$/, "")}`,
+      command: [process.execPath, join(path, name)],
+      kind: "uvu",
+      timeoutMs,
+    }));
+}
+
+function check(name: string, command: readonly string[], timeoutMs = 300_000): Job {
+  return { name, command, kind: "check", timeoutMs };
+}
+
+const PARTS: readonly Part[] = [
+  {
+    name: "lint",
+    about: "format and lint of TypeScript, C and C++ compiled without a warning, sparse",
+    jobs: () => [
+      check("lint/biome", ["npx", "biome", "check", "--error-on-warnings", "."]),
+      check("lint/types", ["npx", "tsc", "-p", ".", "--noEmit", "--incremental", "false"]),
+      check("lint/sparse", ["bash", "scripts/sparse.sh"]),
+    ],
+  },
+  { name: "unit", about: "units, properties and fuzz, natively", jobs: () => testFiles("unit", 180_000) },
+  { name: "sim", about: "the seeded cluster simulation", jobs: () => testFiles("sim", 300_000) },
+  { name: "lab", about: "real kernels in virtual machines", jobs: () => testFiles("lab", 900_000) },
+];
+
+function run(job: Job): Promise<{ status: number | null; output: string; late: boolean }> {
+  return new Promise((resolve) => {
+    const [program = "", ...rest] = job.command;
+    const child = spawn(program, rest, { cwd: ROOT, stdio: ["ignore", "pipe", "pipe"], detached: true });
+    let output = "";
+    let late = false;
+    const take = (chunk: Buffer): void => {
+      output = (output + chunk.toString("utf8")).slice(-200_000);
+    };
+    child.stdout.on("data", take);
+    child.stderr.on("data", take);
+    const timer = setTimeout(() => {
+      late = true;
+      if (child.pid !== undefined) {
+        process.kill(-child.pid, "SIGKILL");
+      }
+    }, job.timeoutMs);
+    const end = (status: number | null): void => {
+      clearTimeout(timer);
+      resolve({ status, output, late });
+    };
+    child.on("error", (error) => {
+      output += String(error);
+      end(null);
+    });
+    child.on("close", end);
+  });
+}
+
+function countOf(job: Job, status: number | null, output: string): Count {
+  if (job.kind === "check") {
+    return status === 0 ? { passed: 1, failed: 0 } : { passed: 0, failed: 1 };
+  }
+  const total = /^\s*Total:\s+(\d+)/m.exec(output);
+  const passed = /^\s*Passed:\s+(\d+)/m.exec(output);
+  const skipped = /^\s*Skipped:\s+(\d+)/m.exec(output);
+  if (total === null || passed === null) {
+    return { passed: 0, failed: 1 };
+  }
+  const failed = Number(total[1]) - Number(passed[1]) - Number(skipped?.[1] ?? 0);
+  const silent = status !== 0 && failed === 0 ? 1 : 0;
+  return { passed: Number(passed[1]), failed: failed + silent + Number(skipped?.[1] ?? 0) };
+}
+
+function seconds(sinceMs: number): string {
+  return `${((Date.now() - sinceMs) / 1000).toFixed(1)} s`;
+}
+
+async function main(): Promise<number> {
+  const wanted = process.argv.slice(2);
+  const jobsOf = (part: Part): Job[] =>
+    part
+      .jobs()
+      .filter(
+        (job) =>
+          wanted.length === 0 || wanted.some((word) => word === part.name || job.name.startsWith(word)),
+      );
+  if (wanted.includes("--list")) {
+    for (const part of PARTS) {
+      process.stdout.write(`${part.name}: ${part.about}\n`);
+      for (const job of part.jobs()) {
+        process.stdout.write(`  ${job.name}\n`);
+      }
+    }
+    return 0;
+  }
+  const sum: Count = { passed: 0, failed: 0 };
+  const times: string[] = [];
+  const startMs = Date.now();
+  for (const part of PARTS) {
+    const jobs = jobsOf(part);
+    if (jobs.length === 0) {
+      continue;
+    }
+    const partStartMs = Date.now();
+    process.stdout.write(`\n== ${part.name}: ${part.about}\n`);
+    for (const job of jobs) {
+      const jobStartMs = Date.now();
+      const { status, output, late } = await run(job);
+      const count = countOf(job, status, output);
+      sum.passed += count.passed;
+      sum.failed += count.failed;
+      const verdict = count.failed === 0 ? "ok  " : "FAIL";
+      const note = late ? ` (stopped after ${job.timeoutMs / 1000} s)` : "";
+      process.stdout.write(
+        `${verdict} ${job.name}: ${count.passed} passed, ${count.failed} failed, ${seconds(jobStartMs)}${note}\n`,
+      );
+      if (count.failed > 0) {
+        process.stdout.write(`${output.slice(-20_000)}\n`);
+      }
+    }
+    times.push(`${part.name} ${seconds(partStartMs)}`);
+  }
+  process.stdout.write(`\ntime: ${times.join(", ")}; all ${seconds(startMs)}\n`);
+  process.stdout.write(`${sum.passed} passed, ${sum.failed} failed\n`);
+  return sum.failed === 0 && sum.passed > 0 ? 0 : 1;
+}
+
+process.exitCode = await main();

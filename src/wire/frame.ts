@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/**
+ * Frames of the peer protocol (include/mxfs/wire.h): a 40-byte header and a body of at most MXFS_WIRE_BODY_MAX.
+ *
+ * Protocol: FrameWriter numbers what one side sends on one connection from 1 without gaps; FrameParser takes
+ * the bytes of the other direction in pieces of any size, checks every header before it keeps one body byte,
+ * and hands out whole frames. A body that lies whole in a piece is a view of it, any other is collected in a
+ * buffer of its own, so every byte is copied at most once. After an error the parser stays broken: the
+ * connection must be closed.
+ * Known weakness: bodies share memory with the piece they came in; who keeps one keeps the whole piece alive.
+ */
+import {
+  MXFS_WIRE_BODY_MAX,
+  MXFS_WIRE_HEADER_SIZE,
+  MXFS_WIRE_MAGIC,
+  MXFS_WIRE_VERSION,
+  type WireType,
+  WireTypeName,
+} from "./abi.js";
+import { assertU32, viewOf, WireError } from "./error.js";
+
+const AT = {
+  magic: 0,
+  version: 4,
+  type: 6,
+  length: 8,
+  flags: 12,
+  seq: 16,
+  sender: 24,
+  target: 28,
+  epoch: 32,
+};
+
+export interface FrameHeader {
+  readonly type: WireType;
+  /** Bytes of the body. */
+  readonly length: number;
+  readonly seq: bigint;
+  readonly sender: number;
+  readonly target: number;
+  readonly epoch: bigint;
+}
+
+export interface Frame extends FrameHeader {
+  readonly body: Uint8Array;
+}
+
+/** Writes a header into the first 40 bytes. @throws RangeError when a field does not fit. */
+export function encodeFrameHeader(header: FrameHeader, into: Uint8Array): void {
+  if (header.length > MXFS_WIRE_BODY_MAX) {
+    throw new RangeError(`frame body: at most ${MXFS_WIRE_BODY_MAX} bytes, found ${header.length}: split it`);
+  }
+  const view = viewOf(into);
+  view.setUint32(AT.magic, MXFS_WIRE_MAGIC, true);
+  view.setUint16(AT.version, MXFS_WIRE_VERSION, true);
+  view.setUint16(AT.type, header.type, true);
+  view.setUint32(AT.length, header.length, true);
+  view.setUint32(AT.flags, 0, true);
+  view.setBigUint64(AT.seq, header.seq, true);
+  view.setUint32(AT.sender, assertU32(header.sender, "sender"), true);
+  view.setUint32(AT.target, assertU32(header.target, "target"), true);
+  view.setBigUint64(AT.epoch, header.epoch, true);
+}
+
+/** Reads and checks a header (magic, version, type, length, flags). @throws WireError */
+export function decodeFrameHeader(bytes: Uint8Array): FrameHeader {
+  if (bytes.length < MXFS_WIRE_HEADER_SIZE) {
+    throw new WireError("WIRE_TRUNCATED", `frame header: expected 40 bytes, found ${bytes.length}`);
+  }
+  const view = viewOf(bytes);
+  const magic = view.getUint32(AT.magic, true);
+  if (magic !== MXFS_WIRE_MAGIC) {
+    throw new WireError(
+      "WIRE_MAGIC",
+      `frame magic: expected ${MXFS_WIRE_MAGIC.toString(16)}, found ${magic.toString(16)}: not an MXFS peer`,
+    );
+  }
+  const version = view.getUint16(AT.version, true);
+  if (version !== MXFS_WIRE_VERSION) {
+    throw new WireError(
+      "WIRE_VERSION",
+      `peer speaks wire version ${version}, this node ${MXFS_WIRE_VERSION}: install the same MXFS on both`,
+    );
+  }
+  const type = view.getUint16(AT.type, true);
+  if (WireTypeName[type] === undefined) throw new WireError("WIRE_TYPE", `frame type ${type} is not known`);
+  const length = view.getUint32(AT.length, true);
+  if (length > MXFS_WIRE_BODY_MAX) {
+    throw new WireError(
+      "WIRE_LENGTH",
+      `frame body: at most ${MXFS_WIRE_BODY_MAX} bytes, announced ${length}`,
+    );
+  }
+  const flags = view.getUint32(AT.flags, true);
+  if (flags !== 0) throw new WireError("WIRE_FIELD", `frame flags: expected 0, found ${flags.toString(16)}`);
+  return {
+    type: type as WireType,
+    length,
+    seq: view.getBigUint64(AT.seq, true),
+    sender: view.getUint32(AT.sender, true),
+    target: view.getUint32(AT.target, true),
+    epoch: view.getBigUint64(AT.epoch, true),
+  };
+}
+
+/** Numbers and builds the frames of one direction of one connection. */
+export class FrameWriter {
+  #seq = 0n;
+
+  /** @param target the peer's node id; 0 as long as it is not known (HELLO of the side that dials). */
+  constructor(
+    readonly sender: number,
+    public target: number,
+  ) {}
+
+  /** Number of the last frame built; 0 before the first. */
+  get seq(): bigint {
+    return this.#seq;
+  }
+
+  /** One frame, header and body in one buffer. It must be sent: its number is used up. */
+  encode(type: WireType, epoch: bigint, body: Uint8Array): Uint8Array<ArrayBuffer> {
+    const bytes = new Uint8Array(MXFS_WIRE_HEADER_SIZE + body.length);
+    encodeFrameHeader(
+      { type, length: body.length, seq: this.#seq + 1n, sender: this.sender, target: this.target, epoch },
+      bytes,
+    );
+    bytes.set(body, MXFS_WIRE_HEADER_SIZE);
+    this.#seq += 1n;
+    return bytes;
+  }
+}
+
+/** Who must be at both ends, once HELLO has said it. */
+export interface FrameEndpoints {
+  readonly sender: number;
+  readonly target: number;
+}
+
+/** Takes one direction of one connection apart. */
+export class FrameParser {
+  readonly #headerBytes = new Uint8Array(MXFS_WIRE_HEADER_SIZE);
+  #headerFill = 0;
+  #header: FrameHeader | null = null;
+  #body: Uint8Array | null = null;
+  #bodyFill = 0;
+  #lastSeq = 0n;
+  #endpoints: FrameEndpoints | null = null;
+  #broken: WireError | null = null;
+
+  /** Number of the last frame accepted. */
+  get seq(): bigint {
+    return this.#lastSeq;
+  }
+
+  /** From the next frame on sender and target are checked. Callable from within `onFrame`. */
+  expect(endpoints: FrameEndpoints): void {
+    this.#endpoints = endpoints;
+  }
+
+  /** Whether bytes of an unfinished frame are held (an end of the stream now is a truncation). */
+  get partial(): boolean {
+    return this.#headerFill > 0 || this.#header !== null;
+  }
+
+  /**
+   * Takes the next bytes of the stream; calls `onFrame` for each frame they complete, in order.
+   * `chunk` must not be written to afterwards. What `onFrame` throws passes through and breaks the parser, for
+   * the rest of the piece is lost with it.
+   * @throws WireError, and the same one again on every later call.
+   */
+  push(chunk: Uint8Array, onFrame: (frame: Frame) => void): void {
+    if (this.#broken !== null) throw this.#broken;
+    let at = 0;
+    while (at < chunk.length || (this.#header !== null && this.#header.length === 0)) {
+      if (this.#header === null) {
+        const taken = Math.min(MXFS_WIRE_HEADER_SIZE - this.#headerFill, chunk.length - at);
+        this.#headerBytes.set(chunk.subarray(at, at + taken), this.#headerFill);
+        this.#headerFill += taken;
+        at += taken;
+        if (this.#headerFill < MXFS_WIRE_HEADER_SIZE) return;
+        this.#headerFill = 0;
+        this.#header = this.#accept();
+      }
+      const header: FrameHeader = this.#header;
+      let body: Uint8Array;
+      if (this.#body === null && chunk.length - at >= header.length) {
+        body = chunk.subarray(at, at + header.length);
+        at += header.length;
+      } else {
+        this.#body ??= new Uint8Array(header.length);
+        const taken = Math.min(header.length - this.#bodyFill, chunk.length - at);
+        this.#body.set(chunk.subarray(at, at + taken), this.#bodyFill);
+        this.#bodyFill += taken;
+        at += taken;
+        if (this.#bodyFill < header.length) return;
+        body = this.#body;
+      }
+      this.#header = null;
+      this.#body = null;
+      this.#bodyFill = 0;
+      try {
+        onFrame({ ...header, body });
+      } catch (error) {
+        this.#broken =
+          error instanceof WireError
+            ? error
+            : new WireError(
+                "WIRE_SEQ",
+                `frame ${header.seq} was not taken (${error}): the connection is over`,
+              );
+        throw error;
+      }
+    }
+  }
+
+  #accept(): FrameHeader {
+    try {
+      const header = decodeFrameHeader(this.#headerBytes);
+      if (header.seq !== this.#lastSeq + 1n) {
+        throw new WireError("WIRE_SEQ", `frame seq: expected ${this.#lastSeq + 1n}, found ${header.seq}`);
+      }
+      const ends = this.#endpoints;
+      if (ends !== null && (header.sender !== ends.sender || header.target !== ends.target)) {
+        throw new WireError(
+          "WIRE_ENDPOINT",
+          `frame from ${header.sender.toString(16)} to ${header.target.toString(16)}: expected from ` +
+            `${ends.sender.toString(16)} to ${ends.target.toString(16)}`,
+        );
+      }
+      this.#lastSeq = header.seq;
+      return header;
+    } catch (error) {
+      if (error instanceof WireError) this.#broken = error;
+      throw error;
+    }
+  }
+}

@@ -451,7 +451,10 @@ export class BatchIo {
     checkBatch("read", spans, await addon.batchRunAsync(this.#context, fd, false, data, flattenSpans(spans)));
   }
 
-  /** Waits for the batch in flight and frees the context. Later use throws EINVAL. */
+  /**
+   * Waits for the batch in flight and frees the context. Later use throws EINVAL. Costs a grace period in the
+   * kernel (tens of milliseconds): keep one context for long, not one per batch.
+   */
   close(): void {
     addon.batchClose(this.#context);
   }

@@ -6,6 +6,10 @@
 // Rules that keep it loadable from any number of worker threads: no global and no static state, nothing that
 // belongs to one napi_env outlives the call, except what a Job holds until its Promise settles.
 //
+// A worker thread may be terminated with jobs in flight: then nothing can be told to JavaScript any more, every
+// attempt throws a Napi::Error that cannot be delivered, and NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS (binding.gyp)
+// drops it. Without that define the whole process would abort.
+//
 // Known weakness: arguments are checked for type and range only as far as memory safety asks; the typed face
 // in native/index.ts is the only caller.
 

@@ -62,6 +62,26 @@ function receiveUntilWoken(order: WorkerOrder): void {
   parentPort?.postMessage(returned);
 }
 
+interface DiskOrder {
+  readonly path: string;
+}
+
+/** Starts disk work, says so, and is terminated before it can be told the results. */
+function startDiskWork(order: DiskOrder): void {
+  const fd = native.openDirect(order.path, { write: true, exclusive: false, dsync: true });
+  const bytes = native.allocAligned(BLOCK, BLOCK);
+  const batch = new native.BatchIo(1);
+  const failed = (error: unknown) => {
+    throw error;
+  };
+  for (let round = 0; round < 8; round++) {
+    native.preadAsync(fd, bytes, 0).catch(failed);
+    native.preadAsync(-1, bytes, 0).then(failed, () => {});
+    batch.writeAsync(fd, bytes, [{ dataOffset: 0, length: BLOCK, fileOffset: 0 }]).catch(failed);
+  }
+  parentPort?.postMessage("started");
+}
+
 /** What an error must say; a failure that is no NativeError fails the test. */
 function refusal(run: () => unknown): native.NativeError {
   try {
@@ -424,6 +444,18 @@ function defineTests(): void {
     });
   });
 
+  test("terminating workers with disk operations in flight harms nobody else", async () => {
+    await withDirectory(async (directory) => {
+      const order: DiskOrder = { path: `${directory}/file` };
+      writeFileSync(order.path, Buffer.alloc(BLOCK));
+      for (let round = 0; round < 10; round++) {
+        const worker = new Worker(new URL(import.meta.url), { workerData: order });
+        assert.equal(await once(worker, "message"), ["started"]);
+        assert.is(await worker.terminate(), 1);
+      }
+    });
+  });
+
   test("misaligned direct I/O is EINVAL and the message says what was misaligned", () => {
     withDirectFile(2, (fd) => {
       const bytes = native.allocAligned(2 * BLOCK, BLOCK);
@@ -644,5 +676,10 @@ function defineTests(): void {
 if (isMainThread) {
   defineTests();
 } else {
-  receiveUntilWoken(workerData as WorkerOrder);
+  const order = workerData as WorkerOrder | DiskOrder;
+  if ("path" in order) {
+    startDiskWork(order);
+  } else {
+    receiveUntilWoken(order);
+  }
 }

@@ -205,7 +205,15 @@ export type ClusterMessage =
       readonly reason: string;
       readonly members: readonly MemberInfo[];
     }
-  | { readonly kind: "PREPARED"; readonly epoch: bigint }
+  | {
+      readonly kind: "PREPARED";
+      readonly epoch: bigint;
+      /** The highest epoch this node has seen; above `epoch`, or equal to it in another change: refused. */
+      readonly seen: bigint;
+      readonly refused: boolean;
+      /** Members this node could not connect to. */
+      readonly unreachable: readonly number[];
+    }
   | { readonly kind: "REBUILD"; readonly epoch: bigint }
   | { readonly kind: "REBUILD_SENT"; readonly epoch: bigint }
   | { readonly kind: "REBUILT"; readonly epoch: bigint }
@@ -339,7 +347,7 @@ const SCHEMA: { readonly [K in ClusterKind]: Fields<Omit<ClusterMessageOf<K>, "k
   JOIN: { incarnation: u32, uuid, address, port, hostname, rejoin: flag, wireVersion: u32 },
   JOIN_REFUSED: { errno, reason },
   PREPARE: { epoch: u64, holder: u32, reason, members },
-  PREPARED: { epoch: u64 },
+  PREPARED: { epoch: u64, seen: u64, refused: flag, unreachable: list(u32, 0, MXFS_NODE_COUNT_MAX) },
   REBUILD: { epoch: u64 },
   REBUILD_SENT: { epoch: u64 },
   REBUILT: { epoch: u64 },

@@ -1,0 +1,525 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//
+// TCP between the nodes of a volume: one authenticated connection per pair of nodes.
+//
+// Responsible for: listening, dialling with retries, HELLO and AUTH, choosing one connection when both sides
+// dialled, frame numbering, limits on what waits to be sent. It knows nothing of what the frames mean.
+//
+//   dial / accept ──HELLO──► hello ──AUTH──► ready ──PING from the arbiter──► up ──► lost
+//
+// Of each pair the node with the lower id is the arbiter. When a connection is authenticated on both sides the
+// arbiter selects it by sending PING, unless it has a selected one: then that one is probed by a PING, and the new
+// one is selected only if the old one does not answer within PROBE_MS or breaks. The other side takes a connection as up
+// when PING comes, answers PONG, and drops every other connection to that node.
+//
+// Limits: HANDSHAKE_MS from connect to ready; PENDING_MAX connections that are not up (older ones are
+// dropped); WRITE_BYTES_MAX waiting bytes per peer: beyond it the connection is closed (the peer does not read;
+// a view change follows). Refused handshakes are logged once per source and minute, and counted.
+//
+// Known weakness: a dialled socket is bound to the interface's address, not to the device (Node gives no fd
+// before connect).
+
+import { randomBytes } from "node:crypto";
+import { createServer, connect as dial, type Server, type Socket } from "node:net";
+import { networkInterfaces } from "node:os";
+import { setBindToDevice, socketFd } from "../../native/index.js";
+import { MXFS_WIRE_NONCE_SIZE, WireType } from "../wire/abi.js";
+import { authCode, verifyAuth } from "../wire/auth.js";
+import { WireError } from "../wire/error.js";
+import { type Frame, FrameParser, FrameWriter } from "../wire/frame.js";
+import {
+  decodeAuth,
+  decodeError,
+  decodeHello,
+  encodeError,
+  encodeHello,
+  type Hello,
+} from "../wire/messages.js";
+
+const HANDSHAKE_MS = 10_000;
+const PROBE_MS = 3_000;
+const RETRY_MIN_MS = 100;
+const RETRY_MAX_MS = 2_000;
+const PENDING_MAX = 128;
+const WRITE_BYTES_MAX = 64 * 1024 * 1024;
+const REFUSAL_LOG_MS = 60_000;
+const NO_BODY = new Uint8Array(0);
+
+export interface PeerNetOptions {
+  readonly self: number;
+  readonly incarnation: number;
+  readonly volume: bigint;
+  readonly port: number;
+  readonly iface: string | null;
+}
+
+export interface PeerNetEvents {
+  up(node: number, incarnation: number): void;
+  lost(node: number, reason: string): void;
+  frame(node: number, frame: Frame): void;
+  log(
+    level: "error" | "warn" | "info" | "debug",
+    text: string,
+    fields: Record<string, string | number>,
+  ): void;
+}
+
+type State = "hello" | "auth" | "ready" | "up" | "closed";
+
+interface Target {
+  readonly node: number;
+  readonly address: string;
+  readonly port: number;
+  retryMs: number;
+  timer: NodeJS.Timeout | null;
+  dialling: Connection | null;
+}
+
+/** IPv4 address of an interface, or null. */
+export function interfaceAddress(name: string): string | null {
+  return networkInterfaces()[name]?.find((entry) => entry.family === "IPv4")?.address ?? null;
+}
+
+class Connection {
+  state: State = "hello";
+  peer: Hello | null = null;
+  /** Our AUTH is sent, the peer's was right. */
+  #sentAuth = false;
+  #provedPeer = false;
+  probe: NodeJS.Timeout | null = null;
+  readonly #nonce = new Uint8Array(randomBytes(MXFS_WIRE_NONCE_SIZE));
+  readonly #writer: FrameWriter;
+  readonly #parser = new FrameParser();
+  readonly #timer: NodeJS.Timeout;
+
+  constructor(
+    readonly net: PeerNetwork,
+    readonly socket: Socket,
+    /** The node dialled, or null when accepted. */
+    readonly dialled: number | null,
+    readonly source: string,
+  ) {
+    this.#writer = new FrameWriter(net.options.self, dialled ?? 0);
+    this.#timer = setTimeout(() => this.close("handshake took too long", true), HANDSHAKE_MS);
+    socket.setNoDelay(true);
+    socket.setKeepAlive(true, 5_000);
+    socket.on("data", (chunk: Buffer) => {
+      try {
+        this.#parser.push(chunk, (frame) => this.#receive(frame));
+      } catch (error) {
+        this.refuse(
+          error instanceof Error ? error.message : String(error),
+          error instanceof WireError ? 71 : 5,
+        );
+      }
+    });
+    socket.on("error", (error) => this.close(error.message, false));
+    socket.on("close", () => this.close("connection closed", false));
+  }
+
+  start(): void {
+    const { volume, self, incarnation } = this.net.options;
+    this.send(WireType.HELLO, 0n, encodeHello({ volume, node: self, incarnation, nonce: this.#nonce }));
+  }
+
+  send(type: (typeof WireType)[keyof typeof WireType], epoch: bigint, body: Uint8Array): boolean {
+    if (this.state === "closed") {
+      return false;
+    }
+    if (this.socket.writableLength > WRITE_BYTES_MAX) {
+      this.close(`${this.socket.writableLength} bytes wait to be sent: the peer does not read`, false);
+      return false;
+    }
+    this.socket.write(this.#writer.encode(type, epoch, body));
+    return true;
+  }
+
+  /** Says why, then closes. */
+  refuse(reason: string, errno: number): void {
+    if (this.state !== "closed") {
+      this.send(WireType.ERROR, 0n, encodeError({ errno, message: reason }));
+      this.close(reason, this.state !== "up");
+    }
+  }
+
+  close(reason: string, refused: boolean): void {
+    if (this.state === "closed") {
+      return;
+    }
+    const before = this.state;
+    this.state = "closed";
+    clearTimeout(this.#timer);
+    if (this.probe !== null) {
+      clearTimeout(this.probe);
+    }
+    this.socket.destroySoon();
+    this.net.closed(this, before, reason, refused);
+  }
+
+  #receive(frame: Frame): void {
+    if (this.state === "closed") {
+      return;
+    }
+    switch (frame.type) {
+      case WireType.ERROR: {
+        const { message } = decodeError(frame.body);
+        this.close(`the peer refused: ${message}`, false);
+        return;
+      }
+      case WireType.HELLO:
+        this.#hello(decodeHello(frame.body), frame);
+        return;
+      case WireType.AUTH:
+        this.#auth(decodeAuth(frame.body));
+        return;
+      case WireType.PING:
+        if (this.state === "ready") {
+          this.net.selected(this);
+        }
+        if (this.state === "up") {
+          this.send(WireType.PONG, 0n, NO_BODY);
+        }
+        return;
+      case WireType.PONG:
+        this.net.ponged(this);
+        return;
+      default:
+        if (this.state !== "up" || this.peer === null) {
+          throw new WireError("WIRE_TYPE", `frame of type ${frame.type} before the handshake is over`);
+        }
+        this.net.events.frame(this.peer.node, frame);
+    }
+  }
+
+  #hello(hello: Hello, frame: Frame): void {
+    const { volume, self, incarnation } = this.net.options;
+    if (this.peer !== null) {
+      throw new WireError("WIRE_TYPE", "a second HELLO");
+    }
+    if (hello.volume !== volume) {
+      throw new WireError(
+        "WIRE_FIELD",
+        `volume ${hello.volume.toString(16)}: this port serves ${volume.toString(16)}`,
+      );
+    }
+    if (hello.node === self) {
+      throw new WireError(
+        "WIRE_FIELD",
+        "the peer has this node's own id: two hosts with one /etc/mxfs/node.uuid?",
+      );
+    }
+    if (hello.node !== frame.sender || (this.dialled !== null && hello.node !== this.dialled)) {
+      throw new WireError("WIRE_ENDPOINT", `node ${hello.node.toString(16)} answers in another's place`);
+    }
+    const key = this.net.key;
+    if (key === null) {
+      throw new WireError("WIRE_MAC", "this node does not know the cluster key yet: try again");
+    }
+    this.peer = hello;
+    this.#writer.target = hello.node;
+    this.#parser.expect({ sender: hello.node, target: self });
+    this.state = "auth";
+    this.send(
+      WireType.AUTH,
+      0n,
+      authCode(key, {
+        volume,
+        sender: self,
+        target: hello.node,
+        senderIncarnation: incarnation,
+        targetIncarnation: hello.incarnation,
+        senderNonce: this.#nonce,
+        targetNonce: hello.nonce,
+      }),
+    );
+    this.#sentAuth = true;
+  }
+
+  #auth(code: Uint8Array): void {
+    const { peer } = this;
+    const key = this.net.key;
+    if (peer === null || key === null || !this.#sentAuth || this.#provedPeer) {
+      throw new WireError("WIRE_TYPE", "AUTH out of turn");
+    }
+    const { volume, self, incarnation } = this.net.options;
+    const right = verifyAuth(
+      key,
+      {
+        volume,
+        sender: peer.node,
+        target: self,
+        senderIncarnation: peer.incarnation,
+        targetIncarnation: incarnation,
+        senderNonce: peer.nonce,
+        targetNonce: this.#nonce,
+      },
+      code,
+    );
+    if (!right) {
+      throw new WireError("WIRE_MAC", "wrong cluster key");
+    }
+    this.#provedPeer = true;
+    clearTimeout(this.#timer);
+    this.state = "ready";
+    this.net.ready(this);
+  }
+}
+
+export class PeerNetwork {
+  key: Uint8Array | null = null;
+  readonly #targets = new Map<number, Target>();
+  readonly #up = new Map<number, Connection>();
+  readonly #standby = new Map<number, Connection>();
+  readonly #pending = new Set<Connection>();
+  readonly #refusals = new Map<string, { since: number; count: number }>();
+  #server: Server | null = null;
+  refusedCount = 0;
+
+  constructor(
+    readonly options: PeerNetOptions,
+    readonly events: PeerNetEvents,
+  ) {}
+
+  /** Starts to listen; resolves with the port. @throws when the port is taken. */
+  listen(): Promise<number> {
+    const server = createServer((socket) => {
+      this.#adopt(new Connection(this, socket, null, socket.remoteAddress ?? "unknown"));
+    });
+    this.#server = server;
+    return new Promise((resolve, reject) => {
+      server.once("error", reject);
+      server.listen({ port: this.options.port, host: "0.0.0.0" }, () => {
+        server.off("error", reject);
+        server.on("error", (error) =>
+          this.events.log("error", "listening socket failed", { error: error.message }),
+        );
+        try {
+          if (this.options.iface !== null) {
+            setBindToDevice(socketFd(server), this.options.iface);
+          }
+          const address = server.address();
+          resolve(typeof address === "object" && address !== null ? address.port : this.options.port);
+        } catch (error) {
+          reject(error);
+        }
+      });
+    });
+  }
+
+  /** Keeps trying to be connected with `node` until `forget`. */
+  connect(node: number, address: string, port: number): void {
+    const known = this.#targets.get(node);
+    if (known !== undefined && known.address === address && known.port === port) {
+      this.#dialNow(known);
+      return;
+    }
+    this.forget(node);
+    const target: Target = { node, address, port, retryMs: RETRY_MIN_MS, timer: null, dialling: null };
+    this.#targets.set(node, target);
+    this.#dialNow(target);
+  }
+
+  /** No more dialling; an established connection stays until `disconnect`. */
+  forget(node: number): void {
+    const target = this.#targets.get(node);
+    if (target?.timer) {
+      clearTimeout(target.timer);
+    }
+    this.#targets.delete(node);
+  }
+
+  disconnect(node: number, reason: string): void {
+    this.forget(node);
+    this.#up.get(node)?.close(reason, false);
+    this.#standby.get(node)?.close(reason, false);
+  }
+
+  /** False when there is no connection (the caller hears of it by `lost`, too). */
+  send(
+    node: number,
+    type: (typeof WireType)[keyof typeof WireType],
+    epoch: bigint,
+    body: Uint8Array,
+  ): boolean {
+    return this.#up.get(node)?.send(type, epoch, body) ?? false;
+  }
+
+  isUp(node: number): boolean {
+    return this.#up.has(node);
+  }
+
+  peers(): { node: number; address: string; queuedBytes: number }[] {
+    return Array.from(this.#up, ([node, connection]) => ({
+      node,
+      address: connection.source,
+      queuedBytes: connection.socket.writableLength,
+    }));
+  }
+
+  async close(): Promise<void> {
+    for (const node of Array.from(this.#targets.keys())) {
+      this.forget(node);
+    }
+    for (const connection of [...this.#up.values(), ...this.#pending]) {
+      connection.close("shutting down", false);
+    }
+    const server = this.#server;
+    if (server !== null) {
+      await new Promise<void>((resolve) => server.close(() => resolve()));
+    }
+  }
+
+  // ---- called by Connection
+
+  ready(connection: Connection): void {
+    const node = connection.peer?.node;
+    if (node === undefined || this.options.self > node) {
+      return; // the other side is the arbiter
+    }
+    const old = this.#up.get(node);
+    if (old === undefined) {
+      this.#select(connection, node);
+      return;
+    }
+    this.#standby.get(node)?.close("replaced by a newer connection", false);
+    this.#standby.set(node, connection);
+    old.probe ??= setTimeout(
+      () => old.close("does not answer while a new connection is offered", false),
+      PROBE_MS,
+    );
+    old.send(WireType.PING, 0n, NO_BODY);
+  }
+
+  /** PING came on a connection that was ready: the arbiter chose it. */
+  selected(connection: Connection): void {
+    const node = connection.peer?.node;
+    if (node === undefined || this.options.self < node) {
+      return;
+    }
+    this.#up.get(node)?.close("replaced: the peer chose another connection", false);
+    this.#markUp(connection, node);
+  }
+
+  /** The selected connection lives: a standby is superfluous. */
+  ponged(connection: Connection): void {
+    const node = connection.peer?.node;
+    if (node === undefined || this.#up.get(node) !== connection) {
+      return;
+    }
+    if (connection.probe !== null) {
+      clearTimeout(connection.probe);
+      connection.probe = null;
+    }
+    const standby = this.#standby.get(node);
+    this.#standby.delete(node);
+    standby?.close("superfluous: another connection is in use", false);
+  }
+
+  closed(connection: Connection, before: State, reason: string, refused: boolean): void {
+    const node = connection.peer?.node ?? connection.dialled;
+    this.#pending.delete(connection);
+    if (refused) {
+      this.#logRefusal(connection.source, reason);
+    }
+    if (node === null) {
+      return;
+    }
+    const target = this.#targets.get(node);
+    if (target?.dialling === connection) {
+      target.dialling = null;
+    }
+    if (this.#standby.get(node) === connection) {
+      this.#standby.delete(node);
+    }
+    if (before === "up" && this.#up.get(node) === connection) {
+      this.#up.delete(node);
+      this.events.lost(node, reason);
+      const standby = this.#standby.get(node);
+      if (standby !== undefined) {
+        this.#standby.delete(node);
+        this.#select(standby, node);
+      }
+    }
+    if (target !== undefined && !this.#up.has(node)) {
+      this.#retry(target);
+    }
+  }
+
+  // ---- inside
+
+  #select(connection: Connection, node: number): void {
+    connection.send(WireType.PING, 0n, NO_BODY);
+    this.#markUp(connection, node);
+  }
+
+  #markUp(connection: Connection, node: number): void {
+    this.#pending.delete(connection);
+    connection.state = "up";
+    this.#up.set(node, connection);
+    const target = this.#targets.get(node);
+    if (target !== undefined) {
+      target.retryMs = RETRY_MIN_MS;
+    }
+    // The arbiter has the last word: what it did not choose is dropped here, at both ends.
+    for (const other of Array.from(this.#pending)) {
+      if (other.peer?.node === node && this.options.self > node) {
+        other.close("another connection was chosen", false);
+      }
+    }
+    this.events.up(node, connection.peer?.incarnation ?? 0);
+  }
+
+  #adopt(connection: Connection): void {
+    if (this.#pending.size >= PENDING_MAX) {
+      const oldest = this.#pending.values().next();
+      if (!oldest.done) {
+        oldest.value.close("too many handshakes at once", true);
+      }
+    }
+    this.#pending.add(connection);
+    connection.start();
+  }
+
+  #dialNow(target: Target): void {
+    if (target.dialling !== null || target.timer !== null || this.#up.has(target.node)) {
+      return;
+    }
+    const { iface } = this.options;
+    const localAddress = iface === null ? null : interfaceAddress(iface);
+    const socket = dial({
+      host: target.address,
+      port: target.port,
+      ...(localAddress === null ? {} : { localAddress }),
+    });
+    const connection = new Connection(this, socket, target.node, target.address);
+    target.dialling = connection;
+    this.#pending.add(connection);
+    socket.once("connect", () => connection.start());
+  }
+
+  #retry(target: Target): void {
+    if (target.timer !== null || this.#targets.get(target.node) !== target) {
+      return;
+    }
+    target.timer = setTimeout(() => {
+      target.timer = null;
+      this.#dialNow(target);
+    }, target.retryMs);
+    target.retryMs = Math.min(target.retryMs * 2, RETRY_MAX_MS);
+  }
+
+  #logRefusal(source: string, reason: string): void {
+    this.refusedCount++;
+    const now = performance.now();
+    const entry = this.#refusals.get(source);
+    if (entry !== undefined && now - entry.since < REFUSAL_LOG_MS) {
+      entry.count++;
+      return;
+    }
+    if (this.#refusals.size > 1024) {
+      this.#refusals.clear();
+    }
+    this.#refusals.set(source, { since: now, count: 0 });
+    this.events.log("warn", `connection refused: ${reason}`, { source, more: entry?.count ?? 0 });
+  }
+}

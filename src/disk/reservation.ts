@@ -73,7 +73,10 @@ export class ScsiError extends Error {
     this.status = more?.status ?? 0;
     this.sense = more?.sense ?? null;
   }
-  /** The target lacks this command or service action (INVALID OPERATION CODE or INVALID FIELD IN CDB). */
+  /**
+   * The target lacks this command, service action or type (INVALID OPERATION CODE or INVALID FIELD IN CDB). Some
+   * (tgt) answer so to the APTPL bit too.
+   */
   get unsupported(): boolean {
     return this.code === "ILLEGAL_REQUEST" && (this.sense?.asc === 0x20 || this.sense?.asc === 0x24);
   }
@@ -340,8 +343,9 @@ function judgeSense(command: string, status: number, sense: Sense | null): Verdi
 function illegalRequestAdvice(sense: Sense): string {
   switch ((sense.asc << 8) | sense.ascq) {
     case 0x2000:
+      return "the target does not offer this command";
     case 0x2400:
-      return "the target does not offer this command or service action";
+      return "the target does not offer this service action, type or feature bit (APTPL, ALL_TG_PT)";
     case 0x2604:
       return "the reservation has another type or scope than the one released; read the reservation";
     case 0x5502:

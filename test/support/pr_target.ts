@@ -27,7 +27,7 @@ export interface PrTargetQuirks {
   noReadFullStatus?: boolean;
   /** REGISTER AND IGNORE EXISTING KEY is an illegal request. */
   noRegisterAndIgnore?: boolean;
-  /** The APTPL bit is an invalid field in the parameter list, as in tgt. */
+  /** The APTPL bit is an invalid field in the CDB, as in tgt (by SPC-4 it would be one in the parameter list). */
   noPersistThroughPowerLoss?: boolean;
   /** No unit attentions after preemption or release. */
   noUnitAttentions?: boolean;
@@ -312,7 +312,7 @@ export class FakePrTarget {
   #register(initiator: string, key: bigint, newKey: bigint, flags: number, ignoreExisting: boolean): Outcome {
     const persist = (flags & 0x01) !== 0;
     if ((flags & 0x0c) !== 0) return check(INVALID_FIELD_IN_LIST);
-    if (persist && this.quirks.noPersistThroughPowerLoss === true) return check(INVALID_FIELD_IN_LIST);
+    if (persist && this.quirks.noPersistThroughPowerLoss === true) return check(INVALID_FIELD_IN_CDB);
     const existing = this.#registrations.get(initiator) ?? 0n;
     if (!ignoreExisting && key !== existing) return CONFLICT;
     if (newKey === 0n && existing === 0n) return good();

@@ -28,6 +28,7 @@ import {
   MXFS_PORT_DEFAULT,
   MXFS_STARTUP_MS_DEFAULT,
 } from "../wire/abi.js";
+import type { LogLevel } from "../workers/protocol.js";
 
 /** A mistake in the configuration: the message says where, what was found, and what is allowed. */
 export class ConfigError extends Error {
@@ -35,7 +36,6 @@ export class ConfigError extends Error {
   readonly code = "EINVAL";
 }
 
-export type LogLevel = "error" | "warn" | "info" | "debug";
 export const LOG_LEVELS: readonly LogLevel[] = ["error", "warn", "info", "debug"];
 
 export interface PeerAddress {

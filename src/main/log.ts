@@ -17,19 +17,8 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { closeSync, mkdirSync, openSync, writeSync } from "node:fs";
 import { dirname } from "node:path";
-import type { LoggingConfig, LogLevel } from "./config.js";
-
-export type LogFields = Readonly<Record<string, string | number | bigint | boolean | null>>;
-
-/** One record; plain data, so that it can be posted between threads. */
-export interface LogRecord {
-  readonly timeMs: number;
-  readonly level: LogLevel;
-  /** The part that speaks: 'lease', 'peer', ... */
-  readonly part: string;
-  readonly text: string;
-  readonly fields: LogFields;
-}
+import type { LogFields, LogLevel, LogRecord } from "../workers/protocol.js";
+import type { LoggingConfig } from "./config.js";
 
 const LEVEL_NUMBER: Readonly<Record<LogLevel, number>> = { error: 0, warn: 1, info: 2, debug: 3 };
 /** syslog.h: LOG_ERR, LOG_WARNING, LOG_INFO, LOG_DEBUG. */

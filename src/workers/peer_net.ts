@@ -86,6 +86,7 @@ class Connection {
   /** Our AUTH is sent, the peer's was right. */
   #sentAuth = false;
   #provedPeer = false;
+  #corked = false;
   probe: NodeJS.Timeout | null = null;
   readonly #nonce = new Uint8Array(randomBytes(MXFS_WIRE_NONCE_SIZE));
   readonly #writer: FrameWriter;
@@ -129,6 +130,15 @@ class Connection {
     if (this.socket.writableLength > WRITE_BYTES_MAX) {
       this.close(`${this.socket.writableLength} bytes wait to be sent: the peer does not read`, false);
       return false;
+    }
+    // Frames of one turn of the event loop leave in one write.
+    if (!this.#corked) {
+      this.#corked = true;
+      this.socket.cork();
+      process.nextTick(() => {
+        this.#corked = false;
+        this.socket.uncork();
+      });
     }
     this.socket.write(this.#writer.encode(type, epoch, body));
     return true;

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//
+// What one daemon is to do, put together from its command line over the configuration file over the defaults.
+//
+// The kernel's form (src docs/interfaces.md, section 3):
+//   mxfsd --device DEV --mountpoint DIR --uuid UUID --mount-id N [options]
+// and a lock service without a mount:
+//   mxfsd start DEVICE [options] [--foreground]     mxfsd start --config FILE
+//   mxfsd stop [DEVICE]                             mxfsd status
+
+import { existsSync, readFileSync } from "node:fs";
+import {
+  CONFIG_DEFAULT,
+  type Config,
+  ConfigError,
+  checkTiming,
+  type PeerAddress,
+  parseConfig,
+  type TimingConfig,
+} from "./config.js";
+
+export const CONFIG_FILE_DEFAULT = "/etc/mxfs/mxfs.conf";
+
+export type FenceChoice = "scsi" | "none";
+
+/** Everything a daemon needs to know at its start. */
+export interface DaemonOptions {
+  readonly device: string;
+  readonly mountpoint: string | null;
+  /** XFS UUID as the kernel read it; null: read from the superblock. */
+  readonly uuid: string | null;
+  /** The kernel's number of the mount; null: a lock service without a mount. */
+  readonly mountId: number | null;
+  readonly fence: FenceChoice;
+  /** Lock records on disk, chosen when lockstate is created. */
+  readonly lockRecords: number | null;
+  readonly foreground: boolean;
+  readonly configFile: string | null;
+  readonly config: Config;
+}
+
+/** Command line values; undefined where not given. */
+export interface GivenOptions {
+  readonly device: string;
+  readonly mountpoint?: string | undefined;
+  readonly uuid?: string | undefined;
+  readonly "mount-id"?: number | undefined;
+  readonly iface?: string | undefined;
+  readonly port?: number | undefined;
+  readonly multicast?: string | undefined;
+  readonly broadcast?: string | undefined;
+  readonly peer?: readonly string[] | undefined;
+  readonly fence?: string | undefined;
+  readonly config?: string | undefined;
+  readonly foreground?: boolean | undefined;
+  readonly "lock-records"?: number | undefined;
+  readonly "heartbeat-ms"?: number | undefined;
+  readonly "renew-ms"?: number | undefined;
+  readonly "lease-ms"?: number | undefined;
+  readonly "node-timeout-ms"?: number | undefined;
+  readonly "lock-wait-ms"?: number | undefined;
+  readonly "bast-ms"?: number | undefined;
+  readonly "startup-ms"?: number | undefined;
+}
+
+/** HOST, HOST:PORT or [IPv6]:PORT. @throws ConfigError */
+export function parsePeer(input: string, portDefault: number): PeerAddress {
+  const match = /^(?:\[([0-9a-fA-F:.]+)\]|([^\s:[\]]+))(?::([0-9]{1,5}))?$/.exec(input);
+  const address = match?.[1] ?? match?.[2];
+  const port = match?.[3] === undefined ? portDefault : Number(match[3]);
+  if (address === undefined || port < 1 || port > 65535) {
+    throw new ConfigError(`--peer ${input}: expected HOST, HOST:PORT or [IPv6]:PORT`);
+  }
+  return { address, port };
+}
+
+const TIMINGS: readonly (readonly [keyof GivenOptions & string, keyof TimingConfig])[] = [
+  ["heartbeat-ms", "heartbeatMs"],
+  ["renew-ms", "renewMs"],
+  ["lease-ms", "leaseMs"],
+  ["node-timeout-ms", "nodeTimeoutMs"],
+  ["lock-wait-ms", "lockWaitMs"],
+  ["bast-ms", "bastMs"],
+  ["startup-ms", "startupMs"],
+];
+
+/** Reads the configuration file. The default one may be missing; a named one must be there. */
+export function readConfig(file: string | null): Config {
+  const path = file ?? CONFIG_FILE_DEFAULT;
+  if (file === null && !existsSync(path)) {
+    return CONFIG_DEFAULT;
+  }
+  let source: string;
+  try {
+    source = readFileSync(path, "utf8");
+  } catch (error) {
+    throw new ConfigError(`configuration ${path}: ${error instanceof Error ? error.message : String(error)}`);
+  }
+  return parseConfig(source, path);
+}
+
+/** @throws ConfigError with what is wrong and what is allowed. */
+export function resolveOptions(given: GivenOptions): DaemonOptions {
+  const configFile = given.config ?? null;
+  const base = readConfig(configFile);
+  const port = given.port ?? base.node.port;
+  if (!Number.isInteger(port) || port < 1 || port > 65535) {
+    throw new ConfigError(`--port ${port}: expected 1 to 65535`);
+  }
+  const timing: { -readonly [K in keyof TimingConfig]: number } = { ...base.timing };
+  for (const [option, field] of TIMINGS) {
+    const value = given[option];
+    if (value !== undefined) {
+      if (typeof value !== "number" || !Number.isInteger(value) || value < 0 || value > 3_600_000) {
+        throw new ConfigError(`--${option} ${String(value)}: expected milliseconds from 0 to 3600000`);
+      }
+      timing[field] = value;
+    }
+  }
+  checkTiming(timing);
+  const fence = given.fence ?? "scsi";
+  if (fence !== "scsi" && fence !== "none") {
+    throw new ConfigError(`--fence ${fence}: expected scsi (persistent reservations) or none (tests only)`);
+  }
+  const none = (value: string | undefined, otherwise: string | null): string | null =>
+    value === undefined ? otherwise : value === "none" ? null : value;
+  const peers =
+    given.peer === undefined
+      ? base.peers
+      : given.peer.flatMap((list) => list.split(",")).map((peer) => parsePeer(peer, port));
+  return {
+    device: given.device,
+    mountpoint: given.mountpoint === undefined || given.mountpoint === "-" ? null : given.mountpoint,
+    uuid: given.uuid ?? null,
+    mountId: given["mount-id"] ?? null,
+    fence,
+    lockRecords: given["lock-records"] ?? null,
+    foreground: given.foreground ?? false,
+    configFile,
+    config: {
+      ...base,
+      node: {
+        ...base.node,
+        port,
+        iface: none(given.iface, base.node.iface),
+        multicast: none(given.multicast, base.node.multicast),
+        broadcast: none(given.broadcast, base.node.broadcast),
+      },
+      peers,
+      timing,
+    },
+  };
+}

@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//
+// The raw device, as the lease and the heartbeat worker use it: the DiskPort and PrPort of the cluster core over
+// O_DIRECT reads and writes and SG_IO.
+//
+// All of it is read past every cache (O_DIRECT), in whole records. A write refused by the target's reservation
+// fails with EBADE (52): this node was fenced.
+//
+// Known weakness: a disk whose path is lost makes reads hang for as long as the kernel's SCSI layer waits (30 s a
+// command by default); one thread of the pool each.
+
+import { setTimeout as pause } from "node:timers/promises";
+import {
+  allocAligned,
+  blockDeviceBytes,
+  closeFd,
+  isNativeError,
+  logicalBlockBytes,
+  openDirect,
+  preadAsync,
+  pwriteAsync,
+  sgIoAsync,
+} from "../../native/index.js";
+import type {
+  HeaderOutcome,
+  HeartbeatsOutcome,
+  LocateOutcome,
+  PrKeysOutcome,
+  PrOutcome,
+  PrPort,
+  PrReservationOutcome,
+  WriteOutcome,
+} from "../cluster/ports.js";
+import {
+  chooseHeader,
+  type DiskHeader,
+  encodeHeader,
+  headerOffset,
+  type LockstateLocation,
+  mapToDevice,
+  tryDecodeHeader,
+} from "../disk/lockstate.js";
+import { DiskFormatError, decodeHeartbeat, type HeartbeatRecord } from "../disk/record.js";
+import { PersistentReservations, ScsiError } from "../disk/reservation.js";
+import { findPath, readSuperblock } from "../disk/xfs.js";
+import { type BlockReader, XfsFormatError, type XfsSuperblock } from "../disk/xfs_types.js";
+import {
+  MXFS_DIR_NAME,
+  MXFS_DISK_HEADER_A_OFFSET,
+  MXFS_DISK_HEADER_B_OFFSET,
+  MXFS_DISK_HEADER_SIZE,
+  MXFS_DISK_HEARTBEAT_OFFSET,
+  MXFS_DISK_RECORD_SIZE_MIN,
+  MXFS_LOCKSTATE_NAME,
+  MXFS_NODE_COUNT_MAX,
+} from "../wire/abi.js";
+
+const ALIGNMENT = 4096;
+const LOCATE_TRIES = 5;
+const LOCATE_PAUSE_MS = 50;
+const SG_TIMEOUT_MS = 30_000;
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+/** EBADE is what a write refused by a reservation ends with (drivers/scsi, SAM status 18h). */
+function writeFailure(error: unknown): WriteOutcome {
+  return isNativeError(error) && error.code === "EBADE"
+    ? { kind: "conflict" }
+    : { kind: "error", message: messageOf(error) };
+}
+
+/** One block device, opened for O_DIRECT. Each thread has its own. */
+export class RawDevice implements BlockReader {
+  readonly fd: number;
+  readonly sectorSize: number;
+  readonly sizeBytes: number;
+  /** Bytes of one lockstate record. */
+  readonly recordSize: number;
+
+  /** @throws NativeError when the device cannot be opened, or is no block device. */
+  constructor(
+    readonly path: string,
+    write: boolean,
+  ) {
+    this.fd = openDirect(path, { write, exclusive: false, dsync: write });
+    this.sectorSize = logicalBlockBytes(this.fd);
+    this.sizeBytes = blockDeviceBytes(this.fd);
+    this.recordSize = Math.max(MXFS_DISK_RECORD_SIZE_MIN, this.sectorSize);
+  }
+
+  async read(offsetBytes: number, lengthBytes: number): Promise<Uint8Array> {
+    const buffer = allocAligned(lengthBytes, ALIGNMENT);
+    const moved = await preadAsync(this.fd, buffer, offsetBytes);
+    if (moved !== lengthBytes) {
+      throw new Error(`${this.path}: only ${moved} of ${lengthBytes} bytes at ${offsetBytes} could be read`);
+    }
+    return buffer;
+  }
+
+  async write(offsetBytes: number, bytes: Uint8Array): Promise<void> {
+    const buffer = allocAligned(bytes.length, ALIGNMENT);
+    buffer.set(bytes);
+    await pwriteAsync(this.fd, buffer, offsetBytes);
+  }
+
+  close(): void {
+    closeFd(this.fd);
+  }
+}
+
+/** Reads a stretch of lockstate. */
+export async function readLockstate(
+  device: RawDevice,
+  location: LockstateLocation,
+  offset: number,
+  length: number,
+): Promise<Uint8Array> {
+  const bytes = new Uint8Array(length);
+  let at = 0;
+  for (const run of mapToDevice(location.extents, offset, length)) {
+    bytes.set(await device.read(run.deviceOffset, run.length), at);
+    at += run.length;
+  }
+  return bytes;
+}
+
+/** Writes a stretch of lockstate; durable on return. */
+export async function writeLockstate(
+  device: RawDevice,
+  location: LockstateLocation,
+  offset: number,
+  bytes: Uint8Array,
+): Promise<void> {
+  let at = 0;
+  for (const run of mapToDevice(location.extents, offset, bytes.length)) {
+    await device.write(run.deviceOffset, bytes.subarray(at, at + run.length));
+    at += run.length;
+  }
+}
+
+/** Finds .mxfs/lockstate on the raw device; retries what may be a read in the middle of the holder's write. */
+export async function locateLockstate(device: RawDevice): Promise<LocateOutcome> {
+  let last = "";
+  for (let attempt = 1; attempt <= LOCATE_TRIES; attempt++) {
+    try {
+      const sb: XfsSuperblock = await readSuperblock(device);
+      const file = await findPath(device, sb, [MXFS_DIR_NAME, MXFS_LOCKSTATE_NAME]);
+      if (
+        file.kind !== "file" ||
+        file.extents.length === 0 ||
+        file.extents.some((extent) => extent.unwritten)
+      ) {
+        return { kind: "unreadable", message: `lockstate (inode ${file.ino}) is not written out yet` };
+      }
+      return {
+        kind: "found",
+        location: {
+          ino: file.ino,
+          generation: file.generation,
+          size: file.size,
+          recordSize: device.recordSize,
+          extents: file.extents.map((extent) => ({
+            fileOffset: extent.fileOffsetBlocks * sb.blockSize,
+            deviceOffset: extent.startByte,
+            length: extent.lengthBytes,
+          })),
+        },
+      };
+    } catch (error) {
+      if (!(error instanceof XfsFormatError)) {
+        throw error;
+      }
+      if (error.code === "NOT_FOUND") {
+        return { kind: "not-found" };
+      }
+      last = error.message;
+      if (!error.retriable) {
+        break;
+      }
+      await pause(LOCATE_PAUSE_MS * attempt);
+    }
+  }
+  return { kind: "unreadable", message: last };
+}
+
+export async function readHeader(
+  device: RawDevice,
+  location: LockstateLocation,
+  volume: bigint,
+): Promise<HeaderOutcome> {
+  try {
+    const copies = [];
+    for (const offset of [MXFS_DISK_HEADER_A_OFFSET, MXFS_DISK_HEADER_B_OFFSET]) {
+      copies.push(
+        tryDecodeHeader(await readLockstate(device, location, offset, MXFS_DISK_HEADER_SIZE), volume),
+      );
+    }
+    const [a, b] = copies;
+    if (a === undefined || b === undefined) {
+      throw new Error("unreachable: two header copies are read");
+    }
+    const problems = copies
+      .filter((copy) => copy instanceof DiskFormatError)
+      .filter((problem) => problem.code !== "EMPTY")
+      .map((problem) => problem.message);
+    const header = chooseHeader(a, b);
+    return header === null ? { kind: "none", problems } : { kind: "found", header, problems };
+  } catch (error) {
+    return { kind: "error", message: messageOf(error) };
+  }
+}
+
+export async function writeHeader(
+  device: RawDevice,
+  location: LockstateLocation,
+  header: DiskHeader,
+): Promise<WriteOutcome> {
+  try {
+    await writeLockstate(device, location, headerOffset(header.sequence), encodeHeader(header));
+    return { kind: "ok" };
+  } catch (error) {
+    return writeFailure(error);
+  }
+}
+
+/** All heartbeat slots; unsound ones are null and reported. */
+export async function readHeartbeats(
+  device: RawDevice,
+  location: LockstateLocation,
+  volume: bigint,
+  report: (slot: number, problem: string) => void,
+): Promise<HeartbeatsOutcome> {
+  const { recordSize } = location;
+  try {
+    const bytes = await readLockstate(
+      device,
+      location,
+      MXFS_DISK_HEARTBEAT_OFFSET,
+      recordSize * MXFS_NODE_COUNT_MAX,
+    );
+    const records: (HeartbeatRecord | null)[] = [];
+    for (let slot = 0; slot < MXFS_NODE_COUNT_MAX; slot++) {
+      try {
+        records.push(
+          decodeHeartbeat(bytes.slice(slot * recordSize, (slot + 1) * recordSize), recordSize, volume),
+        );
+      } catch (error) {
+        if (!(error instanceof DiskFormatError)) {
+          throw error;
+        }
+        if (error.code !== "EMPTY") {
+          report(slot, error.message);
+        }
+        records.push(null);
+      }
+    }
+    return { kind: "ok", records };
+  } catch (error) {
+    return { kind: "error", message: messageOf(error) };
+  }
+}
+
+/** Persistent reservations by SG_IO on the device. */
+export function openReservations(device: RawDevice, onAttention: (text: string) => void): PrPort {
+  const pr = new PersistentReservations(
+    {
+      submit: (cdb, direction, data) =>
+        sgIoAsync(device.fd, cdb, direction, direction === "none" ? null : data, SG_TIMEOUT_MS),
+    },
+    {
+      pause: (attempt) => pause(20 * attempt),
+      onUnitAttention: (sense) =>
+        onAttention(`unit attention ${sense.asc.toString(16)}/${sense.ascq.toString(16)}`),
+    },
+  );
+  const outcome = async (action: () => Promise<void>): Promise<PrOutcome> => {
+    try {
+      await action();
+      return { kind: "ok" };
+    } catch (error) {
+      if (error instanceof ScsiError && error.code === "RESERVATION_CONFLICT") {
+        return { kind: "conflict" };
+      }
+      if (error instanceof ScsiError && error.unsupported) {
+        return { kind: "unsupported" };
+      }
+      return { kind: "error", message: messageOf(error) };
+    }
+  };
+  return {
+    register: (key) => outcome(() => pr.register(key)),
+    reserve: (key) => outcome(() => pr.reserve(key)),
+    preempt: (key, victim) => outcome(() => pr.preempt(key, victim)),
+    preemptAndAbort: (key, victim) => outcome(() => pr.preemptAndAbort(key, victim)),
+    release: (key) => outcome(() => pr.release(key)),
+    unregister: (key) => outcome(() => pr.unregister(key)),
+    async readKeys(): Promise<PrKeysOutcome> {
+      try {
+        return { kind: "ok", keys: (await pr.readKeys()).keys };
+      } catch (error) {
+        return { kind: "error", message: messageOf(error) };
+      }
+    },
+    async readReservation(): Promise<PrReservationOutcome> {
+      try {
+        const found = await pr.readReservation();
+        return found === null ? { kind: "none" } : { kind: "held", key: found.holderKey, type: found.type };
+      } catch (error) {
+        return { kind: "error", message: messageOf(error) };
+      }
+    },
+  };
+}

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//
+// What the daemon's threads say to each other: every message, typed. An unknown message throws.
+//
+//            ┌────────────────────────── log, fatal ───────────────────────────┐
+//   netlink ─┤  frames, marks ──► peer ◄── frames, marks, net commands ── lease ├──► main
+//            └─ kernel events ──► lease ◄── heartbeats ── heartbeat             ┘
+//
+// Payloads are transferred or copied, never shared, except the two shared buffers of `WorkerSetup`.
+// Order: messages on one port arrive in the order they were sent; that is what `mark` relies on.
+
+import type { MessagePort } from "node:worker_threads";
+import type { GenlHandle } from "../../native/index.js";
+import type { ClusterConfig } from "../cluster/config.js";
+import type { Discovered, HeartbeatContents, HeartbeatFailure } from "../cluster/ports.js";
+import type { LockstateLocation } from "../disk/lockstate.js";
+import type { HeartbeatRecord } from "../disk/record.js";
+import type { WireType } from "../wire/abi.js";
+import type { ClusterMessage } from "../wire/messages.js";
+
+export type LogLevel = "error" | "warn" | "info" | "debug";
+export type LogFields = Readonly<Record<string, string | number | bigint | boolean | null>>;
+
+/** One record of the log. */
+export interface LogRecord {
+  readonly timeMs: number;
+  readonly level: LogLevel;
+  /** The part that speaks: 'lease', 'peer', ... */
+  readonly part: string;
+  readonly text: string;
+  readonly fields: LogFields;
+}
+
+export type WireTypeNumber = (typeof WireType)[keyof typeof WireType];
+
+/** The kernel's side of the mount; null for a lock service without a mount. */
+export interface KernelSetup {
+  readonly socket: GenlHandle;
+  readonly familyId: number;
+  readonly mountId: number;
+  readonly session: bigint;
+}
+
+/** What every worker is started with (workerData). */
+export interface WorkerSetup {
+  readonly self: number;
+  readonly incarnation: number;
+  readonly volume: bigint;
+  readonly volumeUuid: string;
+  readonly device: string;
+  readonly port: number;
+  readonly iface: string | null;
+  readonly kernel: KernelSetup | null;
+  /** The lock engine's buffers. */
+  readonly engine: unknown;
+  /** NodeWords. */
+  readonly words: SharedArrayBuffer;
+  readonly heartbeatMs: number;
+  readonly cluster: ClusterConfig;
+  /** eventfd that wakes the netlink worker. */
+  readonly wakeFd: number;
+}
+
+/** Ports to the other workers, by the other's name; posted to each worker as its first message. */
+export interface WorkerPorts {
+  readonly [name: string]: MessagePort;
+}
+
+// ---- to main -----------------------------------------------------------------------------------------------
+
+export type ToMain =
+  | { readonly kind: "log"; readonly record: LogRecord }
+  /** The thread cannot go on: the daemon ends (and the kernel starts it again). */
+  | { readonly kind: "fatal"; readonly part: string; readonly error: string }
+  /** Lock messages for control clients: entries of type LOCK_GRANT, LOCK_DENY or LOCK_BAST. */
+  | { readonly kind: "control-locks"; readonly type: WireTypeNumber; readonly entries: Uint8Array }
+  /** Lease worker: send your control clients' locks to their masters, then answer `reclaimed`. */
+  | { readonly kind: "reclaim"; readonly id: number; readonly epoch: bigint }
+  | { readonly kind: "resumed"; readonly epoch: bigint }
+  | { readonly kind: "frozen"; readonly epoch: bigint }
+  /** Lease worker: what discovery announces from now on; key null: nothing yet. */
+  | { readonly kind: "announce"; readonly key: Uint8Array; readonly epoch: bigint; readonly role: number }
+  | { readonly kind: "query" }
+  /** What `status` shows of the part; sent when it changes. */
+  | { readonly kind: "status"; readonly part: string; readonly status: Readonly<Record<string, unknown>> }
+  /** The core is done. */
+  | { readonly kind: "exit"; readonly code: number }
+  | { readonly kind: "started"; readonly part: string };
+
+// ---- to the peer worker ------------------------------------------------------------------------------------
+
+export interface OutFrame {
+  readonly node: number;
+  readonly type: WireTypeNumber;
+  readonly epoch: bigint;
+  readonly body: Uint8Array;
+}
+
+export type ToPeer =
+  | { readonly kind: "frames"; readonly frames: readonly OutFrame[] }
+  /** Everything posted on this port before is with its connection: tell the lease worker `marked`. */
+  | { readonly kind: "mark"; readonly id: number }
+  | { readonly kind: "key"; readonly key: Uint8Array }
+  | { readonly kind: "connect"; readonly node: number; readonly address: string; readonly port: number }
+  | { readonly kind: "disconnect"; readonly node: number }
+  | {
+      readonly kind: "message";
+      readonly node: number;
+      readonly epoch: bigint;
+      readonly message: ClusterMessage;
+    }
+  /** The lock service resumed: frames of the new epoch that waited are taken now. */
+  | { readonly kind: "resumed"; readonly epoch: bigint }
+  | { readonly kind: "stop" };
+
+// ---- to the lease worker -----------------------------------------------------------------------------------
+
+/** A message of the kernel that concerns the cluster core. */
+export type KernelEvent =
+  | {
+      readonly cmd: "DONE";
+      readonly reqId: bigint;
+      readonly error: number;
+      readonly message: string;
+    }
+  | { readonly cmd: "REFUSED"; readonly seq: number; readonly error: number; readonly message: string }
+  | { readonly cmd: "VOLUME_UNMOUNT"; readonly reqId: bigint }
+  | { readonly cmd: "VOLUME_ERROR"; readonly error: number; readonly message: string };
+
+export type ToLease =
+  | { readonly kind: "kernel"; readonly event: KernelEvent }
+  | { readonly kind: "connected"; readonly node: number; readonly incarnation: number }
+  | { readonly kind: "lost"; readonly node: number }
+  | { readonly kind: "message"; readonly node: number; readonly message: ClusterMessage }
+  | { readonly kind: "marked"; readonly id: number }
+  | { readonly kind: "heartbeat-written"; readonly atMs: number }
+  | { readonly kind: "heartbeat-failed"; readonly failure: HeartbeatFailure }
+  | {
+      readonly kind: "heartbeats-read";
+      readonly atMs: number;
+      readonly records: readonly (HeartbeatRecord | null)[];
+    }
+  | { readonly kind: "heartbeat-stopped" }
+  | { readonly kind: "discovered"; readonly packet: Discovered }
+  | { readonly kind: "reclaimed"; readonly id: number }
+  /** SIGTERM, SIGINT or `mxfsd stop`. */
+  | { readonly kind: "stop" };
+
+// ---- to the heartbeat worker -------------------------------------------------------------------------------
+
+export type ToHeartbeat =
+  | {
+      readonly kind: "set";
+      readonly location: LockstateLocation;
+      readonly slot: number;
+      readonly contents: HeartbeatContents;
+    }
+  | { readonly kind: "stop"; readonly clear: boolean };
+
+// ---- shared words ------------------------------------------------------------------------------------------
+
+/** Facts that every thread may look up without asking. One writer: the lease worker. */
+export class NodeWords {
+  static readonly BYTES = 64;
+  readonly #u32: Uint32Array;
+  readonly #u64: BigUint64Array;
+
+  constructor(readonly buffer: SharedArrayBuffer) {
+    this.#u32 = new Uint32Array(buffer);
+    this.#u64 = new BigUint64Array(buffer);
+  }
+
+  /** The journal holder's node id; 0: none known. */
+  get holder(): number {
+    return Atomics.load(this.#u32, 0);
+  }
+  set holder(node: number) {
+    Atomics.store(this.#u32, 0, node);
+  }
+
+  /** Epoch of the view in force. */
+  get epoch(): bigint {
+    return Atomics.load(this.#u64, 1);
+  }
+  set epoch(epoch: bigint) {
+    Atomics.store(this.#u64, 1, epoch);
+  }
+
+  /** Epoch of the view being changed to; equal to `epoch` when none is. */
+  get nextEpoch(): bigint {
+    return Atomics.load(this.#u64, 2);
+  }
+  set nextEpoch(epoch: bigint) {
+    Atomics.store(this.#u64, 2, epoch);
+  }
+
+  /** CLOCK_BOOTTIME ms at which the lease ends. */
+  get leaseUntilMs(): number {
+    return Number(Atomics.load(this.#u64, 3));
+  }
+  set leaseUntilMs(untilMs: number) {
+    Atomics.store(this.#u64, 3, BigInt(Math.max(0, Math.floor(untilMs))));
+  }
+}

@@ -221,7 +221,8 @@ const HOST_STATUS_NAMES: readonly string[] = [
   "DID_TRANSPORT_MARGINAL",
 ];
 
-const hexKey = (key: bigint): string => `0x${key.toString(16).padStart(16, "0")}`;
+/** A key as messages show it: 0x and 16 digits, node id then incarnation. */
+export const hexKey = (key: bigint): string => `0x${key.toString(16).padStart(16, "0")}`;
 
 function viewOf(bytes: Uint8Array): DataView {
   return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);

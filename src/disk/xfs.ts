@@ -933,6 +933,30 @@ export async function findPath(
 }
 
 /**
+ * Superblock and path together, read again from the start while the structures look damaged, because the holder may
+ * be changing them: an inode and the blocks of its map are not written in one piece. Two reads of one kind of damage
+ * in a row prove nothing either, so the caller chooses the attempts and, by `pause`, the time between them.
+ * @param attemptsMax at least 1.
+ * @throws XfsFormatError of the last attempt; at once when reading again cannot help (not `retriable`).
+ */
+export async function locateFile(
+  reader: BlockReader,
+  path: readonly string[],
+  attemptsMax: number,
+  pause: (attempt: number) => Promise<void>,
+): Promise<{ sb: XfsSuperblock; file: XfsFile }> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      const sb = await readSuperblock(reader);
+      return { sb, file: await findPath(reader, sb, path) };
+    } catch (error) {
+      if (!(error instanceof XfsFormatError) || !error.retriable || attempt >= attemptsMax) throw error;
+    }
+    await pause(attempt);
+  }
+}
+
+/**
  * Where bytes [offset, offset + length) of a file lie, as contiguous stretches of the device in file order.
  * @throws XfsFormatError UNSUPPORTED when a part is a hole, unwritten, shared or beyond the end: such a part must
  *   not be read or written raw.

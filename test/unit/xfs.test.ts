@@ -14,6 +14,7 @@ import * as assert from "uvu/assert";
 import {
   type BlockReader,
   findPath,
+  locateFile,
   mapFileRange,
   parseSuperblock,
   readSuperblock,
@@ -586,6 +587,28 @@ test("an inode that was moved from elsewhere, and one that is free, are not beli
     assert.match((await failsWith("CORRUPT", () => findPath(overlay, sb, LOCKSTATE_PATH))).message, message);
   }
   reader.close();
+});
+
+test("what is damaged for a moment is read again, what stays damaged is given up after the attempts", async () => {
+  const file = new FileReader(plain);
+  const overlay = new Overlay(file);
+  const bytes = plainSuperblock.slice();
+  bytes[300] = 1;
+  overlay.damaged = { offset: 0, bytes };
+  const pauses: number[] = [];
+  const heal_after = (attempts: number) => (attempt: number) => {
+    pauses.push(attempt);
+    if (attempt === attempts) overlay.damaged = null;
+    return Promise.resolve();
+  };
+  await failsWith("BAD_CRC", () => locateFile(overlay, LOCKSTATE_PATH, 3, heal_after(99)));
+  assert.equal(pauses, [1, 2]);
+  const { sb, file: found } = await locateFile(overlay, LOCKSTATE_PATH, 5, heal_after(2));
+  assert.equal(pauses, [1, 2, 1, 2]);
+  assert.equal(found, await findPath(file, sb, LOCKSTATE_PATH));
+  await failsWith("NOT_FOUND", () => locateFile(overlay, ["nothing"], 5, heal_after(1)));
+  assert.is(pauses.length, 4, "absence is not read again");
+  file.close();
 });
 
 test("a reflinked lockstate is flagged and refused for raw use", async () => {

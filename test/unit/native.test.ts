@@ -66,18 +66,21 @@ interface DiskOrder {
   readonly path: string;
 }
 
-/** Starts disk work, says so, and is terminated before it can be told the results. */
-function startDiskWork(order: DiskOrder): void {
+/** Keeps disk operations in flight for ever: it is terminated before it can be told a result. */
+function workOnDisk(order: DiskOrder): void {
   const fd = native.openDirect(order.path, { write: true, exclusive: false, dsync: true });
   const bytes = native.allocAligned(BLOCK, BLOCK);
   const batch = new native.BatchIo(1);
-  const failed = (error: unknown) => {
-    throw error;
+  const span = { dataOffset: 0, length: BLOCK, fileOffset: 0 };
+  const repeat = async (run: () => Promise<unknown>) => {
+    for (;;) {
+      await run();
+    }
   };
-  for (let round = 0; round < 8; round++) {
-    native.preadAsync(fd, bytes, 0).catch(failed);
-    native.preadAsync(-1, bytes, 0).then(failed, () => {});
-    batch.writeAsync(fd, bytes, [{ dataOffset: 0, length: BLOCK, fileOffset: 0 }]).catch(failed);
+  for (let chain = 0; chain < 4; chain++) {
+    repeat(() => native.preadAsync(fd, bytes, 0));
+    repeat(() => refusalAsync(() => native.preadAsync(-1, bytes, 0)));
+    repeat(() => batch.writeAsync(fd, bytes, [span]));
   }
   parentPort?.postMessage("started");
 }
@@ -678,7 +681,7 @@ if (isMainThread) {
 } else {
   const order = workerData as WorkerOrder | DiskOrder;
   if ("path" in order) {
-    startDiskWork(order);
+    workOnDisk(order);
   } else {
     receiveUntilWoken(order);
   }

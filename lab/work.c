@@ -1,0 +1,510 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * mxfs-work: the workloads of the demo, the lab tests and the perf harness, as one small static program,
+ * because starting anything larger takes seconds in an emulated guest.
+ *
+ * Every subcommand checks what it does and says on standard error what was expected and what was found; exit
+ * status 0 done, 1 something was wrong, 2 wrong usage. Contents are made from (seed, file number), so that another
+ * node can verify them without having seen them.
+ *
+ * Weakness: figures are wall time of one process.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define FILE_BYTES_MAX 16384
+#define RECORD_BYTES 64
+#define DIR_FILES 100
+
+static void die(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
+
+static void die(const char *format, ...)
+{
+	va_list args;
+
+	fprintf(stderr, "mxfs-work: ");
+	va_start(args, format);
+	vfprintf(stderr, format, args);
+	va_end(args);
+	fputc('\n', stderr);
+	exit(1);
+}
+
+static double now_seconds(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
+}
+
+static uint64_t mix(uint64_t x)
+{
+	x += 0x9e3779b97f4a7c15ULL;
+	x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
+	x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
+	return x ^ (x >> 31);
+}
+
+static size_t contents(unsigned long seed, unsigned long number, unsigned char *into)
+{
+	uint64_t state = mix((seed << 32) ^ number);
+	size_t size = state % FILE_BYTES_MAX;
+
+	for (size_t at = 0; at < size; at++) {
+		if (at % 8 == 0)
+			state = mix(state);
+		into[at] = (unsigned char)(state >> (8 * (at % 8)));
+	}
+	return size;
+}
+
+static void tree_path(char *into, size_t size, const char *dir, unsigned long number)
+{
+	snprintf(into, size, "%s/d%03lu/f%05lu", dir, number / DIR_FILES, number);
+}
+
+static void write_all(int fd, const void *data, size_t size, const char *path)
+{
+	const char *at = data;
+
+	while (size > 0) {
+		ssize_t done = write(fd, at, size);
+
+		if (done < 0 && errno == EINTR)
+			continue;
+		if (done <= 0)
+			die("write %s: %s", path, done < 0 ? strerror(errno) : "nothing written");
+		at += done;
+		size -= (size_t)done;
+	}
+}
+
+static size_t read_all(const char *path, unsigned char *into, size_t size)
+{
+	int fd = open(path, O_RDONLY);
+	size_t got = 0;
+
+	if (fd < 0)
+		die("open %s: %s", path, strerror(errno));
+	while (got < size) {
+		ssize_t done = read(fd, into + got, size - got);
+
+		if (done < 0 && errno == EINTR)
+			continue;
+		if (done < 0)
+			die("read %s: %s", path, strerror(errno));
+		if (done == 0)
+			break;
+		got += (size_t)done;
+	}
+	close(fd);
+	return got;
+}
+
+static int tree_make(const char *dir, unsigned long count, unsigned long seed)
+{
+	static unsigned char data[FILE_BYTES_MAX];
+	char path[4096];
+
+	if (mkdir(dir, 0755) && errno != EEXIST)
+		die("mkdir %s: %s", dir, strerror(errno));
+	for (unsigned long i = 0; i < count; i++) {
+		if (i % DIR_FILES == 0) {
+			snprintf(path, sizeof(path), "%s/d%03lu", dir, i / DIR_FILES);
+			if (mkdir(path, 0755) && errno != EEXIST)
+				die("mkdir %s: %s", path, strerror(errno));
+		}
+		tree_path(path, sizeof(path), dir, i);
+		int fd = open(path, O_CREAT | O_EXCL | O_WRONLY, 0644);
+
+		if (fd < 0)
+			die("create %s: %s", path, strerror(errno));
+		write_all(fd, data, contents(seed, i, data), path);
+		if (close(fd))
+			die("close %s: %s", path, strerror(errno));
+	}
+	printf("made %lu files\n", count);
+	return 0;
+}
+
+static int tree_check(const char *dir, unsigned long count, unsigned long seed)
+{
+	static unsigned char want[FILE_BYTES_MAX], got[FILE_BYTES_MAX + 1];
+	uint64_t sum = 0;
+	unsigned long bytes = 0;
+	char path[4096];
+
+	for (unsigned long i = 0; i < count; i++) {
+		tree_path(path, sizeof(path), dir, i);
+		size_t want_size = contents(seed, i, want);
+		size_t got_size = read_all(path, got, sizeof(got));
+
+		if (got_size != want_size)
+			die("%s: %zu bytes, expected %zu", path, got_size, want_size);
+		for (size_t at = 0; at < want_size; at++) {
+			if (got[at] != want[at])
+				die("%s: byte %zu is %02x, expected %02x", path, at, got[at], want[at]);
+			sum = sum * 31 + got[at];
+		}
+		bytes += want_size;
+	}
+	printf("checked %lu files, %lu bytes, sum %016llx\n", count, bytes, (unsigned long long)sum);
+	return 0;
+}
+
+/* Appends `count` records of 64 bytes "ID NUMBER....\n" by O_APPEND. */
+static int append(const char *path, const char *id, unsigned long count)
+{
+	char record[RECORD_BYTES + 1];
+	int fd = open(path, O_CREAT | O_WRONLY | O_APPEND, 0644);
+
+	if (fd < 0)
+		die("open %s: %s", path, strerror(errno));
+	for (unsigned long i = 0; i < count; i++) {
+		int used = snprintf(record, sizeof(record), "%s %lu ", id, i);
+
+		memset(record + used, '.', (size_t)(RECORD_BYTES - used));
+		record[RECORD_BYTES - 1] = '\n';
+		write_all(fd, record, RECORD_BYTES, path);
+	}
+	if (close(fd))
+		die("close %s: %s", path, strerror(errno));
+	return 0;
+}
+
+/* Every record whole, each id's records complete and in order. */
+static int append_check(const char *path, char **ids, int id_count, unsigned long count)
+{
+	size_t size = (size_t)id_count * count * RECORD_BYTES;
+	unsigned char *data = malloc(size + 1);
+	unsigned long *next = calloc((size_t)id_count, sizeof(*next));
+
+	if (!data || !next)
+		die("out of memory");
+	size_t got = read_all(path, data, size + 1);
+
+	if (got != size)
+		die("%s: %zu bytes, expected %zu: %ld bytes lost", path, got, size, (long)size - (long)got);
+	for (size_t at = 0; at < size; at += RECORD_BYTES) {
+		char id[33];
+		unsigned long number;
+		int which;
+
+		if (sscanf((char *)data + at, "%32s %lu ", id, &number) != 2 || data[at + RECORD_BYTES - 1] != '\n')
+			die("%s: record at %zu is torn", path, at);
+		for (which = 0; which < id_count && strcmp(ids[which], id); which++)
+			;
+		if (which == id_count || number != next[which])
+			die("%s: record at %zu is %s %lu, expected number %lu", path, at, id, number,
+			    which == id_count ? 0 : next[which]);
+		next[which]++;
+	}
+	printf("checked %d x %lu records\n", id_count, count);
+	return 0;
+}
+
+/* Creates, renames, links and removes `count` names in a directory that others work in, too. Every fourth stays. */
+static int churn(const char *dir, const char *id, unsigned long count)
+{
+	char a[4096], b[4096], c[4096];
+
+	for (unsigned long i = 0; i < count; i++) {
+		snprintf(a, sizeof(a), "%s/%s-new-%lu", dir, id, i);
+		snprintf(b, sizeof(b), "%s/%s-%lu", dir, id, i);
+		snprintf(c, sizeof(c), "%s/%s-link-%lu", dir, id, i);
+		int fd = open(a, O_CREAT | O_EXCL | O_WRONLY, 0600);
+
+		if (fd < 0)
+			die("create %s: %s", a, strerror(errno));
+		close(fd);
+		if (rename(a, b))
+			die("rename %s: %s", a, strerror(errno));
+		if (!access(a, F_OK))
+			die("%s is still there after its rename", a);
+		if (i % 8 == 0 && link(b, c))
+			die("link %s: %s", c, strerror(errno));
+		if (i % 4 && unlink(b))
+			die("unlink %s: %s", b, strerror(errno));
+	}
+	return 0;
+}
+
+static volatile uint64_t *map_word(const char *path, unsigned long offset, int write)
+{
+	int fd = open(path, write ? O_RDWR : O_RDONLY);
+	long page = sysconf(_SC_PAGESIZE);
+	char *base;
+
+	if (fd < 0)
+		die("open %s: %s", path, strerror(errno));
+	base = mmap(NULL, (size_t)page, write ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd,
+		    (off_t)(offset / (unsigned long)page * (unsigned long)page));
+	if (base == MAP_FAILED)
+		die("mmap %s: %s", path, strerror(errno));
+	return (volatile uint64_t *)(base + offset % (unsigned long)page);
+}
+
+static void nap(void)
+{
+	nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
+}
+
+/* Waits, reading through a shared mapping, until a word has a value. */
+static int mmap_wait(const char *path, unsigned long offset, unsigned long value, double seconds)
+{
+	volatile uint64_t *word = map_word(path, offset, 0);
+	double end = now_seconds() + seconds;
+
+	while (*word != value) {
+		if (now_seconds() > end)
+			die("%s: word at %lu is %llu after %.1f s, expected %lu", path, offset,
+			    (unsigned long long)*word, seconds, value);
+		nap();
+	}
+	return 0;
+}
+
+/* Two nodes add in turns through shared mappings: `parity` says whose turn an even value is. */
+static int mmap_turns(const char *path, unsigned long parity, unsigned long turns, double seconds)
+{
+	volatile uint64_t *word = map_word(path, 0, 1);
+	double end = now_seconds() + seconds;
+	unsigned long mine = 0;
+
+	while (mine < turns) {
+		uint64_t value = *word;
+
+		if (value % 2 == parity) {
+			*word = value + 1;
+			mine++;
+		} else if (now_seconds() > end) {
+			die("%s: stuck at %llu after %lu turns", path, (unsigned long long)value, mine);
+		} else {
+			nap();
+		}
+	}
+	return 0;
+}
+
+/* Strict turns through read and write: each waits to read the other's value. Prints turns per second. */
+static int file_turns(const char *path, unsigned long parity, unsigned long turns, double seconds)
+{
+	int fd = open(path, O_RDWR | O_CREAT, 0644);
+	double start = now_seconds(), end = start + seconds;
+	unsigned long mine = 0;
+
+	if (fd < 0)
+		die("open %s: %s", path, strerror(errno));
+	while (mine < turns) {
+		uint64_t value = 0;
+
+		if (pread(fd, &value, sizeof(value), 0) < 0)
+			die("read %s: %s", path, strerror(errno));
+		if (value % 2 == parity) {
+			value++;
+			if (pwrite(fd, &value, sizeof(value), 0) != sizeof(value))
+				die("write %s: %s", path, strerror(errno));
+			mine++;
+		} else if (now_seconds() > end) {
+			die("%s: stuck at %llu after %lu turns", path, (unsigned long long)value, mine);
+		}
+	}
+	printf("{\"turns_per_second\": %.2f}\n", (double)mine / (now_seconds() - start));
+	return 0;
+}
+
+/* Increments a counter in a file under a lock, `count` times. */
+static int locked_add(const char *path, const char *kind, unsigned long count)
+{
+	int fd = open(path, O_RDWR | O_CREAT, 0644);
+
+	if (fd < 0)
+		die("open %s: %s", path, strerror(errno));
+	for (unsigned long i = 0; i < count; i++) {
+		struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = 8 };
+		uint64_t value = 0;
+		int failed = strcmp(kind, "flock") ? fcntl(fd, F_SETLKW, &lock) : flock(fd, LOCK_EX);
+
+		if (failed)
+			die("lock %s: %s", path, strerror(errno));
+		if (pread(fd, &value, sizeof(value), 0) < 0)
+			die("read %s: %s", path, strerror(errno));
+		value++;
+		if (pwrite(fd, &value, sizeof(value), 0) != sizeof(value))
+			die("write %s: %s", path, strerror(errno));
+		lock.l_type = F_UNLCK;
+		failed = strcmp(kind, "flock") ? fcntl(fd, F_SETLK, &lock) : flock(fd, LOCK_UN);
+		if (failed)
+			die("unlock %s: %s", path, strerror(errno));
+	}
+	return 0;
+}
+
+/* Takes a lock, says "held", and keeps it until standard input ends. */
+static int hold(const char *path, const char *kind)
+{
+	int fd = open(path, O_RDWR | O_CREAT, 0644);
+	struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+	char byte;
+
+	if (fd < 0)
+		die("open %s: %s", path, strerror(errno));
+	if (strcmp(kind, "flock") ? fcntl(fd, F_SETLKW, &lock) : flock(fd, LOCK_EX))
+		die("lock %s: %s", path, strerror(errno));
+	puts("held");
+	fflush(stdout);
+	while (read(0, &byte, 1) > 0)
+		;
+	return 0;
+}
+
+/* Tries a lock without waiting: prints "free" or "busy TYPE PID" (fcntl only: F_GETLK). */
+static int try_lock(const char *path, const char *kind)
+{
+	int fd = open(path, O_RDWR | O_CREAT, 0644);
+	struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+
+	if (fd < 0)
+		die("open %s: %s", path, strerror(errno));
+	if (!strcmp(kind, "flock")) {
+		if (!flock(fd, LOCK_EX | LOCK_NB))
+			puts("free");
+		else if (errno == EWOULDBLOCK)
+			puts("busy");
+		else
+			die("flock %s: %s", path, strerror(errno));
+		return 0;
+	}
+	if (fcntl(fd, F_GETLK, &lock))
+		die("F_GETLK %s: %s", path, strerror(errno));
+	if (lock.l_type == F_UNLCK)
+		puts("free");
+	else
+		printf("busy %s %ld\n", lock.l_type == F_WRLCK ? "write" : "read", (long)lock.l_pid);
+	return 0;
+}
+
+/* Creates, stats and unlinks `count` empty files; prints rates. */
+static int rates(const char *dir, unsigned long count)
+{
+	char path[4096];
+	struct stat st;
+	double t[5];
+
+	t[0] = now_seconds();
+	for (unsigned long i = 0; i < count; i++) {
+		snprintf(path, sizeof(path), "%s/r%lu", dir, i);
+		int fd = open(path, O_CREAT | O_EXCL | O_WRONLY, 0644);
+
+		if (fd < 0)
+			die("create %s: %s", path, strerror(errno));
+		close(fd);
+	}
+	t[1] = now_seconds();
+	for (unsigned long i = 0; i < count; i++) {
+		snprintf(path, sizeof(path), "%s/r%lu", dir, i);
+		if (stat(path, &st))
+			die("stat %s: %s", path, strerror(errno));
+	}
+	t[2] = now_seconds();
+	for (unsigned long i = 0; i < count; i++) {
+		snprintf(path, sizeof(path), "%s/r%lu", dir, i);
+		if (unlink(path))
+			die("unlink %s: %s", path, strerror(errno));
+	}
+	t[3] = now_seconds();
+	printf("{\"create\": %.1f, \"stat\": %.1f, \"unlink\": %.1f}\n", (double)count / (t[1] - t[0]),
+	       (double)count / (t[2] - t[1]), (double)count / (t[3] - t[2]));
+	return 0;
+}
+
+/* An open file goes on after its unlink: writes, unlinks, reads back, then waits for standard input to end. */
+static int open_unlinked(const char *path)
+{
+	static unsigned char want[FILE_BYTES_MAX], got[FILE_BYTES_MAX];
+	size_t size = contents(1, 1, want);
+	int fd = open(path, O_RDWR);
+	struct stat st;
+	char byte;
+
+	if (fd < 0)
+		die("open %s: %s", path, strerror(errno));
+	puts("open");
+	fflush(stdout);
+	while (read(0, &byte, 1) > 0)
+		;
+	if (fstat(fd, &st) || st.st_nlink != 0)
+		die("%s: nlink %lu after its unlink, expected 0", path, (unsigned long)st.st_nlink);
+	write_all(fd, want, size, path);
+	if (pread(fd, got, size, 0) != (ssize_t)size || memcmp(want, got, size))
+		die("%s: what was written after its unlink is not read back", path);
+	return 0;
+}
+
+static unsigned long number(const char *text)
+{
+	char *end;
+	unsigned long value = strtoul(text, &end, 10);
+
+	if (*text == '\0' || *end != '\0') {
+		fprintf(stderr, "mxfs-work: \"%s\" is not a number\n", text);
+		exit(2);
+	}
+	return value;
+}
+
+int main(int argc, char **argv)
+{
+	const char *what = argc > 1 ? argv[1] : "";
+
+	if (!strcmp(what, "tree-make") && argc == 5)
+		return tree_make(argv[2], number(argv[3]), number(argv[4]));
+	if (!strcmp(what, "tree-check") && argc == 5)
+		return tree_check(argv[2], number(argv[3]), number(argv[4]));
+	if (!strcmp(what, "append") && argc == 5)
+		return append(argv[2], argv[3], number(argv[4]));
+	if (!strcmp(what, "append-check") && argc >= 5)
+		return append_check(argv[2], argv + 4, argc - 4, number(argv[3]));
+	if (!strcmp(what, "churn") && argc == 5)
+		return churn(argv[2], argv[3], number(argv[4]));
+	if (!strcmp(what, "mmap-set") && argc == 5) {
+		*map_word(argv[2], number(argv[3]), 1) = number(argv[4]);
+		return 0;
+	}
+	if (!strcmp(what, "mmap-wait") && argc == 6)
+		return mmap_wait(argv[2], number(argv[3]), number(argv[4]), (double)number(argv[5]));
+	if (!strcmp(what, "mmap-turns") && argc == 6)
+		return mmap_turns(argv[2], number(argv[3]), number(argv[4]), (double)number(argv[5]));
+	if (!strcmp(what, "file-turns") && argc == 6)
+		return file_turns(argv[2], number(argv[3]), number(argv[4]), (double)number(argv[5]));
+	if (!strcmp(what, "locked-add") && argc == 5)
+		return locked_add(argv[2], argv[3], number(argv[4]));
+	if (!strcmp(what, "hold") && argc == 4)
+		return hold(argv[2], argv[3]);
+	if (!strcmp(what, "try-lock") && argc == 4)
+		return try_lock(argv[2], argv[3]);
+	if (!strcmp(what, "rates") && argc == 4)
+		return rates(argv[2], number(argv[3]));
+	if (!strcmp(what, "open-unlinked") && argc == 3)
+		return open_unlinked(argv[2]);
+	fprintf(stderr, "usage: mxfs-work tree-make|tree-check DIR COUNT SEED | append FILE ID COUNT |\n"
+			"  append-check FILE COUNT ID... | churn DIR ID COUNT | mmap-set FILE OFFSET VALUE |\n"
+			"  mmap-wait FILE OFFSET VALUE SECONDS | mmap-turns FILE PARITY TURNS SECONDS |\n"
+			"  file-turns FILE PARITY TURNS SECONDS | locked-add FILE flock|fcntl COUNT |\n"
+			"  hold FILE flock|fcntl | try-lock FILE flock|fcntl | rates DIR COUNT | open-unlinked FILE\n");
+	return 2;
+}

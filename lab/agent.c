@@ -48,6 +48,8 @@
 #define ARGS_BYTES_MAX (1024 * 1024)
 #define ARGS_COUNT_MAX 16384
 #define PORT_COUNT_MAX 64
+#define HELLO_TRIES 10
+#define HELLO_PAUSE_MS 50
 
 enum frame_type {
 	FRAME_HELLO = 1,
@@ -93,6 +95,7 @@ struct server {
 };
 
 static int sigchld_pipe[2] = { -1, -1 };
+static sigset_t sigio; /* the signal that says: the host connected, or sent something */
 
 static void die(const char *what)
 {
@@ -324,6 +327,22 @@ static void flush_stdin(struct server *s)
 		close_fd(&s->to_stdin);
 }
 
+/*
+ * The kernel learns of data and of the host's connecting on different paths, so that a HELLO may be here
+ * before its sender counts as connected: then wait for that. Returns 0, or -1 when the host has hung up.
+ */
+static int answer_hello(struct server *s)
+{
+	const struct timespec at_most = { .tv_nsec = HELLO_PAUSE_MS * 1000 * 1000 };
+
+	for (int tries = 0; tries < HELLO_TRIES; tries++) {
+		if (send_frame(s, FRAME_HELLO, NULL, 0) == 0)
+			return 0;
+		sigtimedwait(&sigio, NULL, &at_most);
+	}
+	return -1;
+}
+
 /* Returns 0, or -1 when the host has hung up. */
 static int handle_frame(struct server *s)
 {
@@ -333,7 +352,7 @@ static int handle_frame(struct server *s)
 	if (f->head.type == FRAME_HELLO) {
 		session_end(s);
 		s->session = f->head.session;
-		return send_frame(s, FRAME_HELLO, NULL, 0);
+		return answer_hello(s);
 	}
 	if (!s->session || f->head.session != s->session)
 		return 0;
@@ -447,7 +466,6 @@ static void serve(const char *device)
 {
 	static struct server s = { .to_stdin = -1, .from_out = { -1, -1 } };
 	struct sigaction chld = { .sa_handler = on_sigchld, .sa_flags = SA_NOCLDSTOP };
-	sigset_t sigio;
 
 	s.port = open(device, O_RDWR | O_NONBLOCK | O_CLOEXEC);
 	if (s.port < 0)

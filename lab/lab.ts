@@ -7,7 +7,8 @@
 // One lab has a name (MXFS_LAB, "default"), and with it
 //   /run/mxfs-lab/NAME/         config.json, pid files, sockets, logs, nodeN/share (= /share in the guest)
 //   PROJECT/.lab/run/NAME/      disk images (sparse)
-//   network namespace mxfs-NAME bridge br0, one tap per guest; tgtd and every QEMU live in it
+//   network namespace mxfs-NAME bridge br0, one tap per guest, and every QEMU
+//   ... and mxfs-NAME.tgt       tgtd, behind a veth pair
 // so several labs run beside each other. Nothing else is kept: whether a guest runs, is frozen or cut is read
 // from the kernel each time, and any process may work on a lab that another one brought up.
 //
@@ -25,7 +26,6 @@ import {
   openSync,
   readdirSync,
   readFileSync,
-  readlinkSync,
   statSync,
   writeFileSync,
 } from "node:fs";
@@ -69,6 +69,8 @@ const NODE_COUNT_MAX = 8;
 const TARGET_NUMBER = 100;
 const BOOT_TIMEOUT_MS = 180_000;
 const TOOL_TIMEOUT_MS = 10_000;
+/** Packets to a target whose path is cut go here: locally administered, and no guest has it. */
+const NOBODYS_MAC = "02:00:00:00:00:01";
 
 export interface LabOptions {
   /** Instance name; default $MXFS_LAB, else "default". */
@@ -288,39 +290,45 @@ export class Lab {
   static down(name: string = defaultLabName()): void {
     checkName(name);
     const runDir = join(RUN_ROOT, name);
-    const netns = `mxfs-${name}`;
     for (const entry of existsSync(runDir) ? readdirSync(runDir, { withFileTypes: true }) : []) {
       const id = entry.isDirectory() ? readPidFile(join(runDir, entry.name, "pid")) : undefined;
       if (id !== undefined) endProcess(id);
     }
-    if (existsSync(`/run/netns/${netns}`)) {
-      // Whatever is still in the namespace is the lab's: nothing else can have got there.
-      for (let round = 0; ; round++) {
-        const pids = run("ip", ["netns", "pids", netns]).trim().split("\n").filter(Boolean).map(Number);
-        if (pids.length === 0) break;
-        if (round === 200) throw new LabError(`processes ${pids} in namespace ${netns} survive SIGKILL`);
-        for (const pid of pids) {
-          try {
-            process.kill(pid, "SIGKILL");
-          } catch (error) {
-            if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error;
-          }
-        }
-        sleepSync(20);
-      }
-      run("ip", ["netns", "del", netns]);
-    }
+    for (const space of Lab.#namespaces(name)) Lab.#removeNamespace(space);
     const configFile = join(runDir, "config.json");
     const project = existsSync(configFile) ? (readJson(configFile) as LabConfig).project : PROJECT_DIR;
     removeFile(join(project, ".lab", "run", name));
     removeFile(runDir);
   }
 
+  static #namespaces(name: string): [guests: string, target: string] {
+    return [`mxfs-${name}`, `mxfs-${name}.tgt`];
+  }
+
+  static #removeNamespace(space: string): void {
+    if (!existsSync(`/run/netns/${space}`)) return;
+    // Whatever is still in the namespace is the lab's: nothing else can have got there.
+    for (let round = 0; ; round++) {
+      const pids = run("ip", ["netns", "pids", space]).trim().split("\n").filter(Boolean).map(Number);
+      if (pids.length === 0) break;
+      if (round === 200) throw new LabError(`processes ${pids} in namespace ${space} survive SIGKILL`);
+      for (const pid of pids) {
+        try {
+          process.kill(pid, "SIGKILL");
+        } catch (error) {
+          if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error;
+        }
+      }
+      sleepSync(20);
+    }
+    run("ip", ["netns", "del", space]);
+  }
+
   /** Names of labs that have left anything on this machine. */
   static list(): string[] {
     const dirs = existsSync(RUN_ROOT) ? readdirSync(RUN_ROOT) : [];
     const spaces = existsSync("/run/netns") ? readdirSync("/run/netns") : [];
-    const named = spaces.filter((space) => space.startsWith("mxfs-")).map((space) => space.slice(5));
+    const named = spaces.flatMap((space) => /^mxfs-([^.]+)/.exec(space)?.[1] ?? []);
     return [...new Set([...dirs, ...named])].sort();
   }
 
@@ -433,11 +441,11 @@ export class Lab {
 
   /** SIGSTOP: the machine hangs, its connections stay open, its memory stays. */
   freeze(node: NodeName): void {
-    this.#signal(node, "SIGSTOP");
+    this.#signal(node, "SIGSTOP", "frozen");
   }
 
   thaw(node: NodeName): void {
-    this.#signal(node, "SIGCONT");
+    this.#signal(node, "SIGCONT", "running");
   }
 
   /** Pulls a node's network cable, or its path to the shared disk (its I/O hangs, then fails). */
@@ -527,7 +535,11 @@ export class Lab {
   }
 
   #netns(): string {
-    return `mxfs-${this.name}`;
+    return Lab.#namespaces(this.name)[0];
+  }
+
+  #targetNetns(): string {
+    return Lab.#namespaces(this.name)[1];
   }
 
   #nodeNumber(node: NodeName): number {
@@ -564,21 +576,28 @@ export class Lab {
     return state === "gone" ? "off" : state === "stopped" ? "frozen" : "running";
   }
 
-  #signal(node: NodeName, signal: "SIGSTOP" | "SIGCONT"): void {
-    const id = this.#pid(this.#guestDir(this.#nodeNumber(node)));
+  #signal(node: NodeName, signal: "SIGSTOP" | "SIGCONT", expected: NodeState): void {
+    const dir = this.#guestDir(this.#nodeNumber(node));
+    const id = this.#pid(dir);
     if (id === undefined || !signalProcess(id, signal)) {
       throw new LabError(`${this.#nodeName(node)} is off, expected a running guest`);
+    }
+    // Its threads stop one after the other.
+    for (const deadline = Date.now() + TOOL_TIMEOUT_MS; this.#state(dir) !== expected; sleepSync(2)) {
+      if (Date.now() > deadline)
+        throw new LabError(`${this.#nodeName(node)} is not ${expected} after ${signal}`);
     }
   }
 
   #startInNetns(
+    space: string,
     dir: string,
     command: string,
     args: readonly string[],
     env?: Record<string, string>,
   ): ProcessId {
     mkdirSync(dir, { recursive: true });
-    const wrapped = [`--net=/run/netns/${this.#netns()}`, "--", command, ...args];
+    const wrapped = [`--net=/run/netns/${space}`, "--", command, ...args];
     const id = startDaemon("nsenter", wrapped, join(dir, "log"), env);
     writePidFile(join(dir, "pid"), id);
     return id;
@@ -602,32 +621,48 @@ export class Lab {
     return `tap${number}`;
   }
 
+  /** The device through which every QEMU's initiator reaches the target. */
+  #diskDevice(): string {
+    return this.#config.target === "tgt" ? "disk0" : "br0";
+  }
+
   #buildNetwork(): void {
     if (!existsSync("/dev/net/tun")) {
       mkdirSync("/dev/net", { recursive: true });
       run("mknod", ["/dev/net/tun", "c", "10", "200"]);
     }
-    run("ip", ["netns", "add", this.#netns()]);
-    this.#ip("link", "set", "lo", "up");
+    this.#addNamespace(this.#netns());
     // Without snooping the bridge floods multicast, so nobody needs a querier.
     this.#ip("link", "add", "br0", "type", "bridge", "mcast_snooping", "0");
     this.#ip("addr", "add", "10.77.0.254/24", "dev", "br0");
     this.#ip("link", "set", "br0", "up");
-    for (let number = 1; number <= this.#config.nodes; number++) {
-      this.#addTap(number);
-      if (this.#config.target === "tgt") this.#ip("addr", "add", `${targetAddress(number)}/32`, "dev", "lo");
-    }
-    if (this.#config.target === "lio") {
-      this.#addTap(TARGET_NUMBER);
-      this.#ip("addr", "add", "10.78.0.254/24", "dev", "br0");
-    }
-    this.#boundRetransmission();
+    for (let number = 1; number <= this.#config.nodes; number++) this.#addTap(number);
+    if (this.#config.target === "lio") this.#addTap(TARGET_NUMBER);
+    else this.#addTargetNamespace();
+    this.#ip("addr", "add", `${targetAddress(254)}/24`, "dev", this.#diskDevice());
   }
 
-  /** So that a healed path is used again within a second, however long it was cut (Linux 6.15 and later). */
-  #boundRetransmission(): void {
-    const set = "[ ! -e /proc/sys/net/ipv4/tcp_rto_max_ms ] || echo 1000 >/proc/sys/net/ipv4/tcp_rto_max_ms";
-    run("nsenter", [`--net=/run/netns/${this.#netns()}`, "--", "sh", "-c", set]);
+  #addTargetNamespace(): void {
+    const space = this.#targetNetns();
+    this.#addNamespace(space);
+    this.#ip("link", "add", "disk0", "mtu", "65000", "type", "veth", "peer", "name", "disk1", "netns", space);
+    run("ip", ["-n", space, "link", "set", "disk1", "mtu", "65000", "up"]);
+    this.#ip("link", "set", "disk0", "up");
+    for (let number = 1; number <= this.#config.nodes; number++) {
+      run("ip", ["-n", space, "addr", "add", `${targetAddress(number)}/24`, "dev", "disk1"]);
+    }
+  }
+
+  #addNamespace(space: string): void {
+    run("ip", ["netns", "add", space]);
+    run("ip", ["-n", space, "link", "set", "lo", "up"]);
+    // A cut path is for QEMU's initiator to judge, not for TCP; and a healed one is used again within a second,
+    // however long it was cut (tcp_rto_max_ms: Linux 6.15 and later).
+    const script = `cd /proc/sys/net/ipv4
+      echo 100 >tcp_retries2
+      echo 127 >tcp_syn_retries
+      [ ! -e tcp_rto_max_ms ] || echo 1000 >tcp_rto_max_ms`;
+    run("nsenter", [`--net=/run/netns/${space}`, "--", "sh", "-ec", script]);
   }
 
   #addTap(number: number): void {
@@ -642,9 +677,7 @@ export class Lab {
   }
 
   #isDiskUp(number: number): boolean {
-    const address = targetAddress(number);
-    if (this.#config.target === "tgt") return this.#ip("addr", "show", "dev", "lo").includes(`${address}/32`);
-    return !this.#ip("route", "show", "type", "blackhole").includes(address);
+    return this.#ip("neigh", "show", targetAddress(number), "nud", "permanent").trim() === "";
   }
 
   #setPath(node: NodeName, what: CutKind, up: boolean): void {
@@ -654,10 +687,9 @@ export class Lab {
       return;
     }
     if (this.#isDiskUp(number) === up) return;
-    const address = `${targetAddress(number)}/32`;
-    // tgt is in this namespace: no address, no route either way. lio is behind the bridge: nothing gets there.
-    if (this.#config.target === "tgt") this.#ip("addr", up ? "add" : "del", address, "dev", "lo");
-    else this.#ip("route", up ? "del" : "add", "blackhole", address);
+    const neighbour = [targetAddress(number), "dev", this.#diskDevice()];
+    if (up) this.#ip("neigh", "del", ...neighbour);
+    else this.#ip("neigh", "replace", ...neighbour, "lladdr", NOBODYS_MAC, "nud", "permanent");
   }
 
   // ---- target
@@ -670,7 +702,7 @@ export class Lab {
   async #startTgt(): Promise<void> {
     const dir = join(this.#runDir(), "tgtd");
     const env = { TGT_IPC_SOCKET: join(this.#runDir(), "tgtd.socket") };
-    const id = this.#startInNetns(dir, "tgtd", ["-f", "-t", "4"], env);
+    const id = this.#startInNetns(this.#targetNetns(), dir, "tgtd", ["-f", "-t", "4"], env);
     const admin = (...args: string[]) => run("tgtadm", ["--lld", "iscsi", ...args], env);
     const deadline = Date.now() + TOOL_TIMEOUT_MS;
     while (!existsSync(`${env.TGT_IPC_SOCKET}.0`)) {
@@ -729,7 +761,7 @@ export class Lab {
       lun: isTarget ? undefined : { url: lunUrl(number), initiator: initiatorName(number) },
       virtioDisk: isTarget ? this.#diskImage() : scratch,
     });
-    const id = this.#startInNetns(dir, "qemu-system-x86_64", args);
+    const id = this.#startInNetns(this.#netns(), dir, "qemu-system-x86_64", args);
     const problem = (what: string) =>
       new LabError(
         `${name}: ${what}\nqemu: ${tail(join(dir, "log"), 2000)}\nconsole: ${tail(consolePath(dir), 2000)}`,
@@ -754,10 +786,5 @@ export class Lab {
       }
     }
     this.#log(`${name} is up`);
-  }
-
-  /** Which network namespace a process is in; for tests. */
-  static netnsOf(pid: number): string {
-    return readlinkSync(`/proc/${pid}/ns/net`);
   }
 }

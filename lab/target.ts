@@ -7,7 +7,8 @@
 // lio: the kernel's target in a guest of its own, set up through configfs. The fuller implementation.
 //
 // Either way node N's QEMU reaches the target under an address of its own, 10.78.0.N, so that its path to
-// the disk can be cut alone: packets then go nowhere, connections stay open and hang, as with a pulled cable.
+// the disk can be cut alone: packets then go to a hardware address that nobody has, connections stay open and
+// hang, as with a pulled cable.
 //
 // Weakness: QEMU's initiator gives a silent session up after about 15 s and logs in anew. The target sees
 // that as a new nexus: with tgt the node's registration no longer covers it.

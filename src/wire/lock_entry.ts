@@ -15,6 +15,7 @@ import {
   MXFS_LKF_NOQUEUE,
   MXFS_LKF_RECLAIM,
   MXFS_LKF_WAITING,
+  MXFS_LOCK_CLIENT_SHIFT,
   MXFS_LOCK_ENTRY_SIZE,
   MXFS_MODE_COUNT,
   ResourceTypeName,
@@ -169,6 +170,11 @@ export function encodeLockEntries(entries: readonly LockEntry[]): Uint8Array<Arr
 export function decodeLockEntries(bytes: Uint8Array, countMax: number): LockEntry[] {
   const count = checkLockEntries(bytes, countMax);
   return Array.from({ length: count }, (_, index) => decodeLockEntry(bytes, index * MXFS_LOCK_ENTRY_SIZE));
+}
+
+/** MXFS_LOCK_CLIENT_* of the entry at `at`: who of the owner node's clients the lock belongs to. */
+export function lockClientAt(bytes: Uint8Array, at: number): number {
+  return (bytes[at + LOCK_ENTRY.lockId + 7] as number) >>> (MXFS_LOCK_CLIENT_SHIFT - 56);
 }
 
 /** One line for logs: "INODE 131:0 lock 4711 of node 1a2b3c4d PR->EX seq 7". */

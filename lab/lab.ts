@@ -139,7 +139,9 @@ export class ExecError extends LabError {
     readonly result: ExecResult,
   ) {
     const said = (result.stderr.trim() || result.stdout.trim()).slice(-2000);
-    super(`${node}: ${command}: exit status ${result.status}${said && `: ${said}`}`);
+    super(
+      `${node}: ${command.length > 300 ? `${command.slice(0, 300)}...` : command}: exit status ${result.status}${said && `: ${said}`}`,
+    );
   }
 }
 
@@ -433,6 +435,7 @@ export class Lab {
     const number = this.#nodeNumber(node);
     const name = this.#nodeName(node);
     if (this.#state(this.#guestDir(number)) !== "off") throw new LabError(`${name} is running already`);
+    if (number === TARGET_NUMBER) return this.#startLio();
     if (this.#config.scratchBytes > 0 && !existsSync(this.#scratchImage(number))) {
       createSparse(this.#scratchImage(number), this.#config.scratchBytes);
     }

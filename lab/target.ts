@@ -4,7 +4,8 @@
 //
 // tgt: user-space tgtd in the lab's network namespace. Simple and fast, but no PREEMPT AND ABORT, no READ FULL
 //      STATUS, no APTPL.
-// lio: the kernel's target in a guest of its own, set up through configfs. The fuller implementation.
+// lio: the kernel's target in a guest of its own, set up through configfs. The fuller implementation. After
+//      `kill target` and `start target` the data are there, the registrations gone.
 //
 // Either way node N's QEMU reaches the target under an address of its own, 10.78.0.N, so that its path to
 // the disk can be cut alone: packets then go to a hardware address that nobody has, connections stay open and
@@ -36,14 +37,14 @@ export const LIO_SCRIPT = `set -e
 modprobe target_core_mod
 modprobe target_core_iblock
 modprobe iscsi_target_mod
-mkdir -p /var/target /etc/target
+mkdir -p /var/target/pr
 t=/sys/kernel/config/target
 n=1
 while [ $n -le "$1" ]; do ip addr add 10.78.0.$n/24 dev eth0; n=$((n + 1)); done
 mkdir -p $t/core/iblock_0/lun
 echo "udev_path=/dev/vda" > $t/core/iblock_0/lun/control
 echo 1 > $t/core/iblock_0/lun/enable
-echo 1 > $t/core/iblock_0/lun/attrib/emulate_write_cache
+echo mxfs-lab-shared > $t/core/iblock_0/lun/wwn/vpd_unit_serial
 g=$t/iscsi/${TARGET_IQN}/tpgt_1
 mkdir -p $g/lun/lun_1 $g/np/0.0.0.0:${TARGET_PORT}
 ln -s $t/core/iblock_0/lun $g/lun/lun_1/shared

@@ -10,10 +10,10 @@
  * Weakness: figures are wall time of one process.
  */
 #define _GNU_SOURCE
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
+#include <linux/genetlink.h>
+#include <linux/netlink.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -21,6 +21,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -455,6 +456,142 @@ static int open_unlinked(const char *path)
 	return 0;
 }
 
+/* Creates `count` empty files PREFIX0000, PREFIX0001, ... */
+static int names(const char *dir, const char *prefix, unsigned long count)
+{
+	char path[4096];
+
+	for (unsigned long i = 0; i < count; i++) {
+		snprintf(path, sizeof(path), "%s/%s%04lu", dir, prefix, i);
+		int fd = open(path, O_CREAT | O_EXCL | O_WRONLY, 0644);
+
+		if (fd < 0)
+			die("create %s: %s", path, strerror(errno));
+		close(fd);
+	}
+	return 0;
+}
+
+/* renameat2: "noreplace" or "exchange". */
+static int rename_flags(const char *from, const char *to, const char *flags)
+{
+	unsigned int bits = !strcmp(flags, "noreplace") ? RENAME_NOREPLACE :
+			    !strcmp(flags, "exchange")	? RENAME_EXCHANGE :
+							  0;
+
+	if (renameat2(AT_FDCWD, from, AT_FDCWD, to, bits))
+		die("rename %s %s %s: %s", from, to, flags, strerror(errno));
+	return 0;
+}
+
+/* A private mapping shows the file, keeps its changes to itself, and shows the file's end as zeros. */
+static int mmap_private(const char *path)
+{
+	long page = sysconf(_SC_PAGESIZE);
+	int fd = open(path, O_RDWR);
+	struct stat st;
+	char first, *base;
+
+	if (fd < 0 || fstat(fd, &st) || st.st_size < 1)
+		die("%s: expected a file that is not empty", path);
+	base = mmap(NULL, (size_t)page, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+	if (base == MAP_FAILED)
+		die("mmap %s: %s", path, strerror(errno));
+	if (pread(fd, &first, 1, 0) != 1 || base[0] != first)
+		die("%s: mapping begins with %02x, file with %02x", path, base[0], first);
+	for (off_t at = st.st_size; at < page; at++) {
+		if (base[at])
+			die("%s: byte %ld behind the end of the file is %02x, expected 0", path, (long)at, base[at]);
+	}
+	base[0] = (char)~first;
+	if (msync(base, (size_t)page, MS_SYNC) || pread(fd, &base[1], 1, 0) != 1 || base[1] != first)
+		die("%s: a private change reached the file", path);
+	return 0;
+}
+
+/* Reads a block of a disk past the page cache and writes it back: prints "written" or "refused ERRNO". */
+static int raw_write(const char *path, unsigned long offset)
+{
+	int fd = open(path, O_RDWR | O_DIRECT | O_SYNC);
+	void *block;
+
+	if (fd < 0)
+		die("open %s: %s", path, strerror(errno));
+	if (posix_memalign(&block, 4096, 4096) || pread(fd, block, 4096, (off_t)offset) != 4096)
+		die("read %s at %lu: %s", path, offset, strerror(errno));
+	if (pwrite(fd, block, 4096, (off_t)offset) == 4096)
+		puts("written");
+	else
+		printf("refused %s\n", strerror(errno));
+	return 0;
+}
+
+/* One netlink exchange: returns the errno of the answer, or 0 and the answer's generic netlink family id. */
+static int netlink_ask(int fd, struct nlmsghdr *request, unsigned short *family)
+{
+	union {
+		struct nlmsghdr header;
+		char bytes[8192];
+	} answer;
+	ssize_t got;
+
+	if (send(fd, request, request->nlmsg_len, 0) < 0)
+		die("netlink send: %s", strerror(errno));
+	got = recv(fd, &answer, sizeof(answer), 0);
+	if (got < (ssize_t)NLMSG_LENGTH(0))
+		die("netlink receive: %s", got < 0 ? strerror(errno) : "short answer");
+	if (answer.header.nlmsg_type == NLMSG_ERROR)
+		return -((struct nlmsgerr *)NLMSG_DATA(&answer.header))->error;
+	for (char *at = (char *)NLMSG_DATA(&answer.header) + GENL_HDRLEN; at + NLA_HDRLEN <= answer.bytes + got;) {
+		struct nlattr *attr = (struct nlattr *)at;
+
+		if (attr->nla_len < NLA_HDRLEN)
+			break;
+		if (attr->nla_type == CTRL_ATTR_FAMILY_ID)
+			memcpy(family, at + NLA_HDRLEN, sizeof(*family));
+		at += NLA_ALIGN(attr->nla_len);
+	}
+	return 0;
+}
+
+/* Sends a command of the module's netlink family: prints "allowed" or "refused ERRNO". */
+static int genl(const char *name, unsigned long command)
+{
+	struct {
+		struct nlmsghdr header;
+		struct genlmsghdr genl;
+		char attrs[64];
+	} request = { .genl = { .cmd = CTRL_CMD_GETFAMILY, .version = 1 } };
+	struct nlattr *attr = (struct nlattr *)request.attrs;
+	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_GENERIC);
+	unsigned short family = 0;
+	int failed;
+
+	if (fd < 0 || strlen(name) > 15)
+		die("netlink socket: %s", strerror(errno));
+	attr->nla_type = CTRL_ATTR_FAMILY_NAME;
+	attr->nla_len = (unsigned short)(NLA_HDRLEN + strlen(name) + 1);
+	strcpy(request.attrs + NLA_HDRLEN, name);
+	request.header.nlmsg_len = (unsigned int)(NLMSG_LENGTH(GENL_HDRLEN) + NLA_ALIGN(attr->nla_len));
+	request.header.nlmsg_type = GENL_ID_CTRL;
+	request.header.nlmsg_flags = NLM_F_REQUEST;
+	failed = netlink_ask(fd, &request.header, &family);
+	if (failed || !family)
+		die("no netlink family \"%s\": %s", name, strerror(failed));
+	memset(&request, 0, sizeof(request));
+	request.genl.cmd = (unsigned char)command;
+	request.genl.version = 1;
+	request.header.nlmsg_len = NLMSG_LENGTH(GENL_HDRLEN);
+	request.header.nlmsg_type = family;
+	request.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK;
+	failed = netlink_ask(fd, &request.header, &family);
+	if (failed)
+		printf("refused %s\n", strerror(failed));
+	else
+		puts("allowed");
+	return 0;
+}
+
 static unsigned long number(const char *text)
 {
 	char *end;
@@ -501,10 +638,22 @@ int main(int argc, char **argv)
 		return rates(argv[2], number(argv[3]));
 	if (!strcmp(what, "open-unlinked") && argc == 3)
 		return open_unlinked(argv[2]);
+	if (!strcmp(what, "names") && argc == 5)
+		return names(argv[2], argv[3], number(argv[4]));
+	if (!strcmp(what, "rename") && argc == 5)
+		return rename_flags(argv[2], argv[3], argv[4]);
+	if (!strcmp(what, "mmap-private") && argc == 3)
+		return mmap_private(argv[2]);
+	if (!strcmp(what, "raw-write") && argc == 4)
+		return raw_write(argv[2], number(argv[3]));
+	if (!strcmp(what, "genl") && argc == 4)
+		return genl(argv[2], number(argv[3]));
 	fprintf(stderr, "usage: mxfs-work tree-make|tree-check DIR COUNT SEED | append FILE ID COUNT |\n"
 			"  append-check FILE COUNT ID... | churn DIR ID COUNT | mmap-set FILE OFFSET VALUE |\n"
 			"  mmap-wait FILE OFFSET VALUE SECONDS | mmap-turns FILE PARITY TURNS SECONDS |\n"
 			"  file-turns FILE PARITY TURNS SECONDS | locked-add FILE flock|fcntl COUNT |\n"
-			"  hold FILE flock|fcntl | try-lock FILE flock|fcntl | rates DIR COUNT | open-unlinked FILE\n");
+			"  hold FILE flock|fcntl | try-lock FILE flock|fcntl | rates DIR COUNT | open-unlinked FILE |\n"
+			"  names DIR PREFIX COUNT | rename FROM TO noreplace|exchange | mmap-private FILE |\n"
+			"  raw-write DEVICE OFFSET | genl FAMILY COMMAND\n");
 	return 2;
 }

@@ -63,7 +63,7 @@ interface Frame {
   payload: Buffer;
 }
 
-function encodeFrame(type: number, session: number, payload: Buffer = Buffer.alloc(0)): Buffer {
+export function encodeFrame(type: number, session: number, payload: Buffer = Buffer.alloc(0)): Buffer {
   const head = Buffer.alloc(HEADER_BYTES);
   head.writeUInt32LE(FRAME_MAGIC, 0);
   head.writeUInt8(type, 4);

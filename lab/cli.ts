@@ -95,6 +95,7 @@ async function main(args: string[]): Promise<number> {
           .option("memory", { type: "number", default: 1024, describe: "MiB per guest" })
           .option("cpus", { type: "number", default: 1 })
           .option("append", { type: "string", default: "", describe: "more kernel command line" })
+          .option("kernel", { type: "string", describe: "directory with vmlinux and lib/modules/RELEASE" })
           .option("replace", {
             type: "boolean",
             default: false,
@@ -109,6 +110,7 @@ async function main(args: string[]): Promise<number> {
           memoryMib: a.memory,
           cpus: a.cpus,
           append: a.append,
+          ...(a.kernel === undefined ? {} : { kernelDir: a.kernel }),
           replace: a.replace,
           log: say,
         });

@@ -24,10 +24,11 @@ import {
   readFileSync,
   renameSync,
   rmSync,
+  statSync,
   writeFileSync,
 } from "node:fs";
 import { release } from "node:os";
-import { basename, dirname, join } from "node:path";
+import { basename, dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { EXEC_PORT_COUNT } from "./channel.js";
 import { endProcess, LabError, processState, removeFile, run, sleepSync, startDaemon } from "./host.js";
@@ -60,8 +61,16 @@ export interface Kernel {
   dir: string;
 }
 
-/** The newest kernel that setup.sh has unpacked. Throws when there is none. */
-export function findKernel(): Kernel {
+/** The kernel in `dir`, or the newest one that setup.sh has unpacked. Throws when there is none. */
+export function findKernel(dir?: string): Kernel {
+  if (dir !== undefined) {
+    const modules = join(dir, "lib/modules");
+    const releases = existsSync(modules) ? readdirSync(modules) : [];
+    if (!existsSync(join(dir, "vmlinux")) || releases[0] === undefined || releases.length > 1) {
+      throw new LabError(`kernel ${dir}: expected vmlinux and one lib/modules/RELEASE in it`);
+    }
+    return { release: releases[0], dir: resolve(dir) };
+  }
   const names = existsSync(CACHE_DIR) ? readdirSync(CACHE_DIR) : [];
   const ready = names
     .filter((name) => name.startsWith("kernel-") && existsSync(join(CACHE_DIR, name, "complete")))
@@ -93,10 +102,13 @@ function moduleOrder(kernel: Kernel): string[] {
     for (const needed of dependencies.get(file) ?? []) add(needed);
     order.push(file);
   };
+  const builtin = readFileSync(join(kernel.dir, "lib/modules", kernel.release, "modules.builtin"), "utf8");
   for (const name of BOOT_MODULES) {
     const file = byName.get(name);
-    if (file === undefined) throw new LabError(`kernel ${kernel.release} has no module ${name}`);
-    add(file);
+    if (file !== undefined) add(file);
+    else if (!builtin.includes(`/${name}.ko`)) {
+      throw new LabError(`kernel ${kernel.dir} has no ${name}, neither as a module nor built in`);
+    }
   }
   return order;
 }
@@ -106,7 +118,8 @@ export function buildInitramfs(kernel: Kernel): string {
   const agentSource = join(PROJECT_DIR, "lab", "agent.c");
   const initScript = join(PROJECT_DIR, "lab", "guest-init.sh");
   const hash = createHash("sha256");
-  hash.update(kernel.release).update(BOOT_MODULES.join());
+  const { mtimeMs } = statSync(join(kernel.dir, "vmlinux"));
+  hash.update(`${kernel.dir} ${kernel.release} ${mtimeMs} ${BOOT_MODULES.join()}`);
   for (const file of [agentSource, initScript, BUSYBOX]) {
     if (!existsSync(file)) throw new LabError(`${file} is missing; run scripts/setup.sh`);
     hash.update(readFileSync(file));

@@ -40,6 +40,7 @@ import {
   consolePath,
   execSocketPath,
   findKernel,
+  type Kernel,
   PROJECT_DIR,
   qemuArguments,
 } from "./guest.js";
@@ -88,6 +89,8 @@ export interface LabOptions {
   cpus?: number;
   /** Extra words for the guests' kernel command line. */
   append?: string;
+  /** A kernel other than setup.sh's: a directory with vmlinux and lib/modules/RELEASE (a debug kernel, say). */
+  kernelDir?: string;
   /** Take an existing lab of that name down first. */
   replace?: boolean;
   /** Take the lab down when this process exits, for whatever reason but SIGKILL. */
@@ -106,6 +109,7 @@ interface LabConfig {
   memoryMib: number;
   cpus: number;
   append: string;
+  kernel: Kernel;
   accelerator: Accelerator;
   initramfs: string;
   /** Whether `up` came to its end. */
@@ -195,6 +199,9 @@ function createSparse(file: string, bytes: number): void {
 }
 
 export class Lab {
+  /** Labs to take down when this process exits; undefined until there is one. */
+  static #ephemeral: Set<string> | undefined;
+
   readonly name: string;
   readonly #config: LabConfig;
   readonly #log: (line: string) => void;
@@ -246,7 +253,7 @@ export class Lab {
       log(`removing what an earlier lab "${name}" left`);
       Lab.down(name);
     }
-    const kernel = findKernel();
+    const kernel = findKernel(options.kernelDir);
     const config: LabConfig = {
       name,
       project: PROJECT_DIR,
@@ -257,6 +264,7 @@ export class Lab {
       memoryMib: options.memoryMib ?? 1024,
       cpus: options.cpus ?? 1,
       append: options.append ?? "",
+      kernel,
       accelerator: chooseAccelerator(kernel),
       initramfs: buildInitramfs(kernel),
       complete: false,
@@ -301,6 +309,7 @@ export class Lab {
     const project = existsSync(configFile) ? (readJson(configFile) as LabConfig).project : PROJECT_DIR;
     removeFile(join(project, ".lab", "run", name));
     removeFile(runDir);
+    Lab.#ephemeral?.delete(name); // whoever uses the name next is not ours to take down
   }
 
   static #namespaces(name: string): [guests: string, target: string] {
@@ -607,11 +616,17 @@ export class Lab {
   }
 
   #downAtExit(): void {
-    const name = this.name;
-    process.on("exit", () => Lab.down(name));
-    for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
-      process.once(signal, () => process.exit(130));
+    if (Lab.#ephemeral === undefined) {
+      const names = new Set<string>();
+      Lab.#ephemeral = names;
+      process.on("exit", () => {
+        for (const name of names) Lab.down(name);
+      });
+      for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
+        process.once(signal, () => process.exit(130));
+      }
     }
+    Lab.#ephemeral.add(this.name);
   }
 
   // ---- network
@@ -740,7 +755,6 @@ export class Lab {
 
   async #boot(number: number): Promise<void> {
     const config = this.#config;
-    const kernel = findKernel();
     const dir = this.#guestDir(number);
     const isTarget = number === TARGET_NUMBER;
     const name = this.#nodeName(number);
@@ -752,7 +766,7 @@ export class Lab {
       name: `mxfs-${this.name}-${name}`,
       role: isTarget ? "target" : "node",
       number,
-      kernel,
+      kernel: config.kernel,
       initramfs: config.initramfs,
       accelerator: config.accelerator,
       memoryMib: isTarget ? 512 : config.memoryMib,

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0-only
 # Builds all that runs: TypeScript to dist/, the native addon and launcher to native/build/, the kernel module to
-# kernel/mxfs.ko. A part whose sources have not changed since it was built is left alone. Any error or warning
-# fails, and is shown again by the next run.
+# kernel/mxfs.ko, the lab's workload tool to .lab/bin/. A part whose sources have not changed since it was built is
+# left alone. Any error or warning fails, and is shown again by the next run.
 #
 # Weakness: "changed" means the contents of the part's own sources and of include/; a new compiler is not seen.
 set -euo pipefail
@@ -70,6 +70,17 @@ build_kernel() {
   echo "$now" >$stamp
 }
 
+# The workloads of demo, lab tests and perf, static, because guests start it often.
+build_work() {
+  local out=.lab/bin/mxfs-work stamp=.lab/work-sources now
+  now=$(echo lab/work.c | fingerprint)
+  [ -x $out ] && [ "$(cat $stamp 2>/dev/null)" = "$now" ] && return
+  mkdir -p .lab/bin
+  checked work "rm -f $out" gcc -static -O2 -Wall -Wextra -Wshadow -o $out lab/work.c
+  echo "$now" >$stamp
+}
+
 build_typescript
 build_native
+build_work
 build_kernel

@@ -3,12 +3,18 @@
  * MXFS: file system operations (fsops) that a member sends to the holder.
  *
  * Request payload:  struct mxfs_fsop_request, groups (ngroups * u32), op arguments (struct mxfs_fsop_args),
- *                   name (name_len), name2 (name2_len), data (data_len); no padding between them.
+ *                   name (name_len), name2 (name2_len), data (data_len); no padding between them, nothing behind.
  * Reply payload:    struct mxfs_fsop_reply, data (data_len).
  * The daemon does not look inside. All integers little endian; sizes asserted in mxfs_fsop.c.
  *
- * Exactly once: (node, incarnation, seq) names a request. The holder keeps each reply until the member's
- * `acked` (all seq < acked have been answered and seen) passes it; a repeated request gets the kept reply.
+ * Exactly once: (node, incarnation, seq) names a request. The holder keeps the reply of an operation that changes
+ * anything until the member's `acked` passes it (all seq < acked have been answered and seen, waiting SETLKs apart);
+ * a repeated request gets the kept reply. Operations that only read are executed again when they are repeated, and so
+ * is SETLK: taking a lock that the owner has got already is granted. A member sends no seq of MXFS_FSOP_WINDOW_MAX or
+ * more above its `acked`, so what the holder keeps is bounded.
+ *
+ * Order: the holder executes one member's operations on one object (h, h2) in the order in which they arrive; those that
+ * only read may overlap each other.
  */
 #ifndef MXFS_FSOP_H
 #define MXFS_FSOP_H
@@ -19,7 +25,11 @@
 #define MXFS_FSOP_DATA_MAX 131072   /* most data bytes of one fsop */
 #define MXFS_FSOP_PAYLOAD_MAX 147456 /* with headers, names and groups */
 #define MXFS_FSOP_GROUPS_MAX 1024
-#define MXFS_FSOP_INFLIGHT_MAX 256  /* per mount; further callers wait */
+#define MXFS_FSOP_INFLIGHT_MAX 256  /* per mount, waiting SETLKs apart; further callers wait */
+#define MXFS_FSOP_WINDOW_MAX 1024   /* how far a seq may be ahead of `acked`; further callers wait */
+#define MXFS_FSOP_LOCK_WAITS_MAX 4096 /* waiting SETLKs per mount; further ones get ENOLCK */
+#define MXFS_FSOP_RETRY_MS 1000     /* a RETRY of the same epoch is obeyed after this time, or at the next view */
+#define MXFS_FSOP_VERSION 1
 
 enum mxfs_fsop_op {
 	MXFS_FSOP_GETROOT = 1,
@@ -54,10 +64,30 @@ enum mxfs_fsop_op {
 #define MXFS_UNLINK_PARK 2   /* somebody has it open: move to .mxfs/orphans instead of freeing */
 #define MXFS_MAKE_EXCL 1     /* EEXIST if there; without it an existing regular file is answered */
 #define MXFS_RENAME_PARK 0x10000 /* the victim at the target is open somewhere: park it */
+#define MXFS_FSYNC_DATA 1    /* fdatasync */
 
-/* Answers that are not errnos of the operation: the request must be sent again after the next view. */
+/* SETATTR's `valid`. Without _SET a time becomes the holder's now. */
+#define MXFS_SET_MODE 1
+#define MXFS_SET_UID 2
+#define MXFS_SET_GID 4
+#define MXFS_SET_SIZE 8
+#define MXFS_SET_ATIME 16
+#define MXFS_SET_MTIME 32
+#define MXFS_SET_CTIME 64
+#define MXFS_SET_ATIME_SET 128
+#define MXFS_SET_MTIME_SET 256
+#define MXFS_SET_FORCE 512
+#define MXFS_SET_KILL_SUID 1024
+#define MXFS_SET_KILL_SGID 2048
+#define MXFS_SET_KILL_PRIV 4096
+
+/*
+ * An answer that is not an errno of the operation: not executed, send it again; at once if the view has changed since it was
+ * sent, else at the next view or after MXFS_FSOP_RETRY_MS.
+ */
 #define MXFS_FSOP_E_RETRY 0x10000
 
+/* 16 bytes. */
 struct mxfs_handle {
 	__le64 ino;
 	__le32 generation;
@@ -105,7 +135,7 @@ struct mxfs_fsop_request {
 	__le32 incarnation;
 	__le32 fsuid;       /* the caller's, in the initial user namespace */
 	__le32 fsgid;
-	__le64 caps;        /* effective capabilities, those of CAP_FS_SET and CAP_SYS_RESOURCE matter */
+	__le64 caps;        /* effective capabilities that matter to a file system; none from other user namespaces */
 	__le32 umask;
 	__le32 ngroups;
 	__le32 name_len;
@@ -116,11 +146,14 @@ struct mxfs_fsop_request {
 };
 #define MXFS_REQ_KERNEL 1 /* written back by the kernel, not on behalf of a process: no permission checks */
 
-/* Arguments, one shape for all operations; 144 bytes. Fields an operation does not use are zero. */
+/*
+ * Arguments, one shape for all operations; 136 bytes. Fields an operation does not use are zero.
+ * `name` is the entry's or attribute's name, `name2` rename's new name or symlink's target.
+ */
 struct mxfs_fsop_args {
 	struct mxfs_handle h;    /* the object, or the parent directory */
 	struct mxfs_handle h2;   /* second object: link's target, rename's new parent */
-	__le32 flags;
+	__le32 flags;            /* per operation: MXFS_MAKE_*, MXFS_UNLINK_*, RENAME_*, XATTR_*, MXFS_LK_*, fallocate's mode */
 	__le32 mode;
 	__le32 rdev_major;
 	__le32 rdev_minor;
@@ -128,7 +161,7 @@ struct mxfs_fsop_args {
 	__le64 length;           /* read, getxattr, readdir: most data wanted; lock end */
 	__le64 arg_seq;
 	/* setattr */
-	__le32 valid;            /* ATTR_* of the VFS that travel: see mxfs_fsop.c */
+	__le32 valid;            /* MXFS_SET_* */
 	__le32 uid;
 	__le32 gid;
 	__le32 pad;
@@ -145,7 +178,7 @@ struct mxfs_fsop_args {
 #define MXFS_LK_FLOCK 1
 #define MXFS_LK_WAIT 2
 
-/* 288 bytes, then data. */
+/* 296 bytes, then data. RENAME: attr is the old parent, attr2 the new one. */
 struct mxfs_fsop_reply {
 	__le32 magic;
 	__le16 op;
@@ -154,11 +187,15 @@ struct mxfs_fsop_reply {
 	__le32 error;            /* positive errno, MXFS_FSOP_E_RETRY, or 0 */
 	__le32 data_len;
 	__le64 value;            /* bytes done, next cookie, xattr size */
+	__le32 flags;            /* MXFS_REPLY_* */
+	__le32 pad;
 	struct mxfs_wire_attr attr;  /* the object, after the operation; handle.ino 0: absent */
 	struct mxfs_wire_attr attr2; /* the parent, after the operation; handle.ino 0: absent */
 };
 
-/* Directory entries in READDIR's data, packed, each padded to 8 bytes. */
+#define MXFS_REPLY_EOF 1 /* READDIR: nothing behind these entries */
+
+/* Directory entries in READDIR's data, packed; 24 bytes and the name, each padded to 8 bytes. */
 struct mxfs_wire_dirent {
 	__le64 ino;
 	__le64 cookie;   /* where to go on behind this entry */
@@ -169,7 +206,7 @@ struct mxfs_wire_dirent {
 	/* char name[name_len], no terminating zero */
 };
 
-/* STATFS's data. */
+/* STATFS's data; 56 bytes. */
 struct mxfs_wire_statfs {
 	__le64 blocks;
 	__le64 bfree;
@@ -182,7 +219,7 @@ struct mxfs_wire_statfs {
 	__le32 pad;
 };
 
-/* GETLK's data: F_UNLCK in lock_type means free. */
+/* GETLK's data, 32 bytes: F_UNLCK in lock_type means free. */
 struct mxfs_wire_lock {
 	__le64 start;
 	__le64 end;

@@ -337,6 +337,40 @@ test("geometry that contradicts itself is refused although the CRC is right", as
   for (const [offset, value] of wrong)
     await failsWith("CORRUPT", () => parseSuperblock(withField(offset, value)));
   await failsWith("CORRUPT", () => parseSuperblock(withField(102, [0x12, 0x34])));
+
+  const edited = (edit: (view: DataView) => void, sector_bytes = 512): Uint8Array => {
+    const bytes = new Uint8Array(Math.max(4096, sector_bytes));
+    bytes.set(plainSuperblock.subarray(0, 512));
+    edit(new DataView(bytes.buffer));
+    new DataView(bytes.buffer).setUint32(224, crc32cExcept(bytes.subarray(0, sector_bytes), 224), true);
+    return bytes;
+  };
+  const inodes_of_4096 = edited((view) => {
+    view.setUint16(104, 4096);
+    view.setUint16(106, 1);
+    view.setUint8(122, 12);
+    view.setUint8(123, 0);
+  });
+  assert.match(
+    (await failsWith("CORRUPT", () => parseSuperblock(inodes_of_4096))).message,
+    /inode size 4096/,
+  );
+  const sectors_of_8192 = edited((view) => {
+    view.setUint16(102, 8192);
+    view.setUint8(121, 13);
+  }, 8192);
+  assert.match(
+    (await failsWith("CORRUPT", () => parseSuperblock(sectors_of_8192))).message,
+    /smaller than the sector size/,
+  );
+  const beyond_numbers = edited((view) => {
+    view.setUint32(88, 0xffffffff);
+    view.setBigUint64(8, 0xffffffffn * BigInt(view.getUint32(84)));
+  });
+  assert.match(
+    (await failsWith("CORRUPT", () => parseSuperblock(beyond_numbers))).message,
+    /beyond 2\^53 bytes/,
+  );
 });
 
 test("a device smaller than its XFS, or with larger sectors than its blocks, is refused", async () => {
@@ -562,6 +596,199 @@ test("a block of another file, of another place or of another file system is not
     assert.ok(error.retriable);
     file.close();
   }
+});
+
+/** Where an inode's bytes lie on the device. */
+function inodeByte(sb: XfsSuperblock, ino: bigint): number {
+  const ag_log = BigInt(sb.agBlockLog + sb.inodesPerBlockLog);
+  const ag_byte = Number(ino >> ag_log) * sb.agBlocks * sb.blockSize;
+  return ag_byte + Number(ino & ((1n << ag_log) - 1n)) * sb.inodeSize;
+}
+
+interface Contradiction {
+  readonly code?: XfsErrorCode;
+  readonly message: RegExp;
+  readonly edit: (bytes: Uint8Array, view: DataView) => void;
+  readonly keepCrc?: boolean;
+}
+
+/** Applies each edit to one structure, makes its CRC right, and expects the reader to see through it. */
+async function proveRefused(
+  image: string,
+  offset: number,
+  length: number,
+  crcOffset: number,
+  cases: readonly Contradiction[],
+): Promise<void> {
+  const file = new FileReader(image);
+  const sb = await readSuperblock(file);
+  for (const { code = "CORRUPT", message, edit, keepCrc = false } of cases) {
+    const first = Math.floor(offset / 512) * 512;
+    const sectors = (await file.read(first, Math.ceil((offset + length - first) / 512) * 512)).slice();
+    const bytes = sectors.subarray(offset - first, offset - first + length);
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+    edit(bytes, view);
+    if (!keepCrc) view.setUint32(crcOffset, crc32cExcept(bytes, crcOffset), true);
+    const overlay = new Overlay(file);
+    overlay.damaged = { offset, bytes };
+    const error = await failsWith(code, () => findPath(overlay, sb, LOCKSTATE_PATH));
+    assert.match(error.message, message);
+  }
+  file.close();
+}
+
+test("an inode that contradicts itself is refused although its CRC is right", async () => {
+  const reader = new FileReader(plain);
+  const sb = await readSuperblock(reader);
+  reader.close();
+  const prove = (path: string, cases: readonly Contradiction[]): Promise<void> =>
+    proveRefused(plain, inodeByte(sb, judge(plain, path).ino), sb.inodeSize, 100, cases);
+  await prove("/.mxfs/lockstate", [
+    { message: /magic is/, edit: (bytes) => bytes.fill(0, 0, 2) },
+    { message: /version is 2/, edit: (bytes) => bytes.fill(2, 4, 5) },
+    { message: /beyond 2\^53/, edit: (_, view) => view.setBigUint64(56, 1n << 60n) },
+    { message: /attribute fork at/, edit: (_, view) => view.setUint8(82, 255) },
+    {
+      message: /large extent counters/,
+      edit: (_, view) => view.setBigUint64(120, view.getBigUint64(120) | 0x10n),
+    },
+    { message: /limit is/, code: "UNSUPPORTED", edit: (_, view) => view.setUint32(76, 1_000_001) },
+    { message: /do not fit its data fork/, edit: (_, view) => view.setUint32(76, 22) },
+    {
+      message: /is empty/,
+      edit: (_, view) => view.setBigUint64(184, (view.getBigUint64(184) >> 21n) << 21n),
+    },
+    {
+      message: /lie outside/,
+      edit: (_, view) => view.setBigUint64(184, view.getBigUint64(184) | (0xffffffn << 40n)),
+    },
+    {
+      message: /inside or before/,
+      edit: (bytes, view) => {
+        view.setUint32(76, 2);
+        bytes.copyWithin(192, 176, 192);
+      },
+    },
+    { message: /it announces 0/, edit: (_, view) => view.setBigUint64(64, 0n) },
+    { message: /realtime/, code: "UNSUPPORTED", edit: (_, view) => view.setUint16(90, 1) },
+    { message: /format 0/, code: "UNSUPPORTED", edit: (_, view) => view.setUint8(5, 0) },
+    {
+      message: /only 8 bytes/,
+      edit: (_, view) => {
+        view.setUint8(5, 3);
+        view.setUint8(82, 1);
+      },
+    },
+    { message: /level 0/, edit: (_, view) => view.setUint8(5, 3) },
+  ]);
+  await prove("/.mxfs", [
+    { message: /does not fit its data fork/, edit: (_, view) => view.setBigUint64(56, 5n) },
+    { message: /does not fit its data fork/, edit: (_, view) => view.setBigUint64(56, 400n) },
+    { message: /entry 0 of 1/, edit: (_, view) => view.setUint8(182, 0) },
+    { message: /entry 0 of 1/, edit: (_, view) => view.setUint8(182, 200) },
+    { message: /0 entries end at/, edit: (_, view) => view.setUint8(176, 0) },
+    { message: /is no directory/, code: "NOT_FOUND", edit: (_, view) => view.setUint16(2, 0o100644) },
+  ]);
+  await prove("/", [
+    { message: /root inode .* is no directory/, edit: (_, view) => view.setUint16(2, 0o100644) },
+  ]);
+});
+
+test("a directory that contradicts itself is refused although its CRC is right", async () => {
+  const image = images.makeXfs(IMAGE_BYTES, [], [...fillers(40, "n"), MXFS_DIR]);
+  const reader = new FileReader(image);
+  const sb = await readSuperblock(reader);
+  reader.close();
+  const root = judge(image, "/");
+  await proveRefused(image, inodeByte(sb, root.ino), sb.inodeSize, 100, [
+    { message: /not whole directory blocks/, edit: (_, view) => view.setBigUint64(56, 4097n) },
+    { message: /not whole directory blocks/, edit: (_, view) => view.setBigUint64(56, 0n) },
+    { message: /not whole directory blocks/, edit: (_, view) => view.setBigUint64(56, 2n ** 36n) },
+    { message: /do not end where/, edit: (_, view) => view.setBigUint64(56, 8192n) },
+    { message: /is unwritten/, edit: (_, view) => view.setUint8(176, 0x80) },
+  ]);
+  await proveRefused(image, root.extents[0]?.startByte ?? 0, 4096, 4, [
+    {
+      message: /CRC32C/,
+      code: "BAD_CRC",
+      keepCrc: true,
+      edit: (_, view) => view.setUint8(70, view.getUint8(70) ^ 1),
+    },
+    { message: /index entries do not fit/, edit: (_, view) => view.setUint32(4096 - 8, 0x20000000) },
+    { message: /is tagged/, edit: (_, view) => view.setUint16(64 + 14, 72) },
+    { message: /entry at 64 claims/, edit: (_, view) => view.setUint8(64 + 8, 0) },
+    ...[0, 4, 12, 0xfff8].map(
+      (length): Contradiction => ({
+        message: /entry at 64 claims/,
+        edit: (_, view) => view.setUint32(64, 0xffff0000 + length),
+      }),
+    ),
+  ]);
+});
+
+test("a bmap btree that contradicts itself is refused although its CRC is right", async () => {
+  const image = images.restore(FIXTURE);
+  const file = new FileReader(image);
+  const overlay = new Overlay(file);
+  const sb = await readSuperblock(file);
+  const truth = await findPath(overlay, sb, LOCKSTATE_PATH);
+  await findPath(overlay, sb, []);
+  const inode = inodeByte(sb, truth.ino);
+  await proveRefused(image, inode, sb.inodeSize, 100, [
+    { message: /holds more than/, edit: (_, view) => view.setBigUint64(24, view.getBigUint64(24) - 1n) },
+    { message: /it announces/, edit: (_, view) => view.setBigUint64(24, view.getBigUint64(24) + 1n) },
+  ]);
+  const leaf_of = (ino: bigint): Structure => {
+    const found = [...overlay.pieces.values()]
+      .flatMap(({ offset, bytes }) => structuresOf(sb, offset, bytes))
+      .find(({ name, bytes }) => {
+        const view = new DataView(bytes.buffer, bytes.byteOffset);
+        return name === "bmbt" && view.getUint16(4) === 0 && view.getBigUint64(56) === ino;
+      });
+    if (found === undefined) throw new Error(`no bmap btree leaf of inode ${ino} was read`);
+    return found;
+  };
+  await proveRefused(image, leaf_of(truth.ino).offset, sb.blockSize, 64, [
+    { message: /magic is/, edit: (_, view) => view.setUint32(0, 0x424d4150) },
+    { message: /CRC32C/, code: "BAD_CRC", keepCrc: true, edit: (bytes) => bytes.fill(0x77, 1000, 1001) },
+    { message: /belongs at/, edit: (_, view) => view.setBigUint64(24, 8n) },
+    { message: /belongs to inode/, edit: (_, view) => view.setBigUint64(56, 128n) },
+    { message: /belongs to file system/, edit: (bytes) => bytes.fill(9, 40, 48) },
+    { message: /level 1 with/, edit: (_, view) => view.setUint16(4, 1) },
+    { message: /with 0 records/, edit: (_, view) => view.setUint16(6, 0) },
+    { message: /with 60 records/, edit: (_, view) => view.setUint16(6, 60) },
+  ]);
+  // In front of a hole, the last piece of a scattered directory block moves one block on.
+  const pieces = (await findPath(file, sb, [])).extents;
+  const gap = pieces.findIndex(
+    (piece, i) =>
+      piece.fileOffsetBlocks + piece.lengthBytes / sb.blockSize < (pieces[i + 1]?.fileOffsetBlocks ?? 0),
+  );
+  assert.ok(gap > 0 && gap < 50, `the fixture's root directory has a hole after extent ${gap}`);
+  await proveRefused(image, leaf_of(sb.rootIno).offset, sb.blockSize, 64, [
+    {
+      message: /mapped in part/,
+      edit: (_, view) => view.setBigUint64(72 + gap * 16, view.getBigUint64(72 + gap * 16) + (1n << 9n)),
+    },
+  ]);
+  file.close();
+});
+
+test("a device that is smaller than the superblock says is not read beyond its end", async () => {
+  const file = new FileReader(plain);
+  const sb = await readSuperblock(file);
+  const cut: BlockReader = {
+    sectorSize: 512,
+    sizeBytes: 65536,
+    read: () => Promise.reject(new Error("read beyond the end")),
+  };
+  assert.match(
+    (await failsWith("CORRUPT", () => findPath(cut, { ...sb, rootIno: sb.rootIno + 4096n }, LOCKSTATE_PATH)))
+      .message,
+    /outside of the device/,
+  );
+  await failsWith("CORRUPT", () => findPath(file, { ...sb, rootIno: 1n << 60n }, LOCKSTATE_PATH));
+  file.close();
 });
 
 test("an inode that was moved from elsewhere, and one that is free, are not believed", async () => {

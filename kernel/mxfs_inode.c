@@ -658,9 +658,14 @@ void mxfs_open_count_put(struct inode *inode)
 	spin_lock(&inode->i_lock);
 	work = atomic_dec_and_test(&vn->mi.open_count) && (vn->mi.open_held || vn->mi.parked);
 	spin_unlock(&inode->i_lock);
-	if (!work || !igrab(inode))
-		return;
-	if (!queue_work(mxfs_inode_wq, &vn->last_close))
+	if (work)
+		mxfs_last_close_queue(inode);
+}
+
+/* The caller pins the inode; so neither igrab nor iput is the last word on it. */
+void mxfs_last_close_queue(struct inode *inode)
+{
+	if (igrab(inode) && !queue_work(mxfs_inode_wq, &MXFS_VN(inode)->last_close))
 		iput(inode);
 }
 

@@ -91,6 +91,7 @@ int mxfs_remove_privs(struct inode *inode);
 /* Opened files of this node, and what becomes of the inode at the last close. */
 int mxfs_open_count_get(struct inode *inode);
 void mxfs_open_count_put(struct inode *inode);
+void mxfs_last_close_queue(struct inode *inode);
 /* Waits for the work of last closes; without it unmount finds inodes busy. */
 void mxfs_inode_drain(void);
 

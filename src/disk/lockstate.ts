@@ -66,7 +66,7 @@ export interface DiskHeader extends RecordPrefix {
   readonly generation: number;
   readonly recordSize: number;
   readonly lockRecordCount: number;
-  /** 0 and 0: nobody, the last holder left cleanly. */
+  /** Who wrote it. Without an ACTIVE member it has left cleanly, and whoever reserves next finds nobody. */
   readonly holder: number;
   readonly holderIncarnation: number;
   readonly clusterKey: Uint8Array;

@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/**
+ * Leases and who is alive. A lease is renewed only by a heartbeat that was written, and
+ *   for a member: the holder's LEASE_ACK, counted from the *sending* of the renewal it answers;
+ *   for the holder: LEASE_ACKs of at least half of the view, itself included, counted from the sending.
+ * It is never taken away: one lets it run out, the kernel enforces that by itself.
+ *
+ * Liveness: a heartbeat counts when its counter moves between two of our own reads, judged by our own clock, or when
+ * a renewal arrives. Silence of both for the node timeout is death. A member that is cut off from the holder's
+ * network and heartbeats on is evicted as well, but only while the holder's own lease runs (it has half of the view).
+ *
+ * Known weakness: when this node's own reads stop for a while (paused guest, disk stall) it cannot tell others'
+ * silence from its own deafness; the gap is added to everybody's account, so a death is found later.
+ */
+import type { HeartbeatRecord } from "../disk/record.js";
+import { NodeState, Role } from "../wire/abi.js";
+import type { ClusterMessageOf, MemberInfo } from "../wire/messages.js";
+import { type ClusterState, hexNode, memberOf } from "./state.js";
+
+/** What we know of another node's life. All times are our own clock's. */
+interface Account {
+  incarnation: number;
+  sequence: bigint;
+  heartbeatMovedAt: number;
+  renewalAt: number;
+  /** When its connection was last up. */
+  reachableAt: number;
+  suspected: boolean;
+  unreachable: readonly number[];
+}
+
+const ROUNDS_MAX = 16;
+
+export interface LeaseCallbacks {
+  /** Holder: this member must go. */
+  evict(member: MemberInfo, reason: string): void;
+  /** Holder: renewals of a node that is being evicted are not acknowledged any more. */
+  isBeingEvicted(node: number): boolean;
+  /** Holder: the node has left, its renewals are answered to the end. */
+  isLeaving(node: number): boolean;
+  /** Member: the holder is dead. */
+  holderDead(holder: MemberInfo, silentMs: number): void;
+}
+
+export class LeaseKeeper {
+  /** CLOCK_BOOTTIME ms until which this node may serve; 0 before the first renewal. */
+  leaseUntil = 0;
+  #seq = 0n;
+  /** Renewals under way: when sent, and who has acknowledged. */
+  readonly #rounds = new Map<bigint, { sentAt: number; acks: Set<number> }>();
+  readonly #accounts = new Map<number, Account>();
+  /** Pairs of members that cannot reach each other, and since when. */
+  readonly #cutPairs = new Map<string, number>();
+  #lastReadAt = -1;
+  #lastRenewAt = -1;
+  #ranOutLogged = false;
+
+  constructor(
+    readonly state: ClusterState,
+    readonly callbacks: LeaseCallbacks,
+  ) {}
+
+  /** When this node's last renewal arrived; others wait lease + 10 % from here before they pass its locks on. */
+  renewalReceivedAt(member: MemberInfo): number {
+    const account = this.#accounts.get(member.node);
+    return account?.incarnation === member.incarnation ? account.renewalAt : this.state.now();
+  }
+
+  /** Begins to watch the members of a view that is being prepared. */
+  watch(members: readonly MemberInfo[]): void {
+    const now = this.state.now();
+    for (const member of members) {
+      const account = this.#accounts.get(member.node);
+      if (account === undefined || account.incarnation !== member.incarnation) {
+        this.#accounts.set(member.node, freshAccount(member.incarnation, now));
+      }
+    }
+  }
+
+  /** The view is committed: forget who is not in it. */
+  watchOnly(members: readonly MemberInfo[]): void {
+    for (const node of [...this.#accounts.keys()]) {
+      if (!members.some((member) => member.node === node)) this.#accounts.delete(node);
+    }
+  }
+
+  /** A new holder knows nothing of renewals given to the old one: count from now. */
+  restartAccounts(): void {
+    this.#accounts.clear();
+  }
+
+  heartbeatWritten(atMs: number): void {
+    const { state } = this;
+    const view = state.next ?? state.view;
+    if (view === null || memberOf(view, state.self) === undefined) return;
+    const now = state.now();
+    if (
+      this.#lastRenewAt >= 0 &&
+      now - this.#lastRenewAt < state.timings.renewMs - state.timings.heartbeatMs / 2
+    ) {
+      return;
+    }
+    // A heartbeat that took longer than a lease to be written proves nothing of now.
+    if (now - atMs >= state.timings.leaseMs) return;
+    this.renew(view.members, view.holder);
+  }
+
+  private renew(members: readonly MemberInfo[], holder: number): void {
+    const { state } = this;
+    const seq = ++this.#seq;
+    this.#lastRenewAt = state.now();
+    this.#rounds.set(seq, { sentAt: state.now(), acks: new Set([state.self]) });
+    for (const old of this.#rounds.keys()) {
+      if (this.#rounds.size <= ROUNDS_MAX) break;
+      this.#rounds.delete(old);
+    }
+    const others = members.filter((member) => member.node !== state.self);
+    const unreachable = others.filter((member) => !state.isConnected(member)).map((member) => member.node);
+    const targets = state.self === holder ? others : others.filter((member) => member.node === holder);
+    for (const target of targets) state.send(target.node, { kind: "LEASE_RENEW", seq, unreachable });
+    this.settle(seq);
+  }
+
+  /** LEASE_RENEW from another node. */
+  renewed(from: number, message: ClusterMessageOf<"LEASE_RENEW">): void {
+    const { state, callbacks } = this;
+    const member = memberOf(state.next, from) ?? memberOf(state.view, from);
+    const known = member !== undefined && state.connected.get(from) === member.incarnation;
+    if (!known) {
+      if (callbacks.isLeaving(from)) return;
+      if (state.role !== Role.HOLDER || state.view === null) return;
+      state.send(from, {
+        kind: "JOIN_REFUSED",
+        errno: ERRNO.ESTALE,
+        reason: `node ${hexNode(from)} is not in view ${state.view.epoch}: it was evicted`,
+      });
+      return;
+    }
+    if (callbacks.isBeingEvicted(from)) return;
+    const account = this.#accounts.get(from);
+    if (account !== undefined) {
+      account.renewalAt = state.now();
+      account.unreachable = message.unreachable;
+    }
+    state.send(from, { kind: "LEASE_ACK", seq: message.seq });
+  }
+
+  acknowledged(from: number, seq: bigint): void {
+    const { state } = this;
+    const round = this.#rounds.get(seq);
+    const view = state.next ?? state.view;
+    if (round === undefined || view === null || memberOf(view, from) === undefined) return;
+    if (state.self !== view.holder && from !== view.holder) return;
+    round.acks.add(from);
+    const account = this.#accounts.get(from);
+    if (account !== undefined && state.self !== view.holder) account.renewalAt = state.now();
+    this.settle(seq);
+  }
+
+  private settle(seq: bigint): void {
+    const { state } = this;
+    const view = state.next ?? state.view;
+    const round = this.#rounds.get(seq);
+    if (view === null || round === undefined) return;
+    const enough =
+      state.self === view.holder
+        ? 2 * view.members.filter((member) => round.acks.has(member.node)).length >= view.members.length
+        : round.acks.has(view.holder);
+    if (!enough) return;
+    for (const older of [...this.#rounds.keys()]) if (older < seq) this.#rounds.delete(older);
+    const until = round.sentAt + state.timings.leaseMs;
+    if (until <= this.leaseUntil) return;
+    this.leaseUntil = until;
+    if (this.#ranOutLogged) state.log("info", "lease renewed again: serving", { until });
+    this.#ranOutLogged = false;
+    if (state.view !== null) state.ports.kernel.lease(until, state.view.epoch);
+    state.poke();
+  }
+
+  /** A new batch of heartbeat records: update the accounts, then judge. */
+  heartbeatsRead(records: readonly (HeartbeatRecord | null)[], atMs: number): void {
+    const { state } = this;
+    state.heartbeats = records;
+    this.forgiveOwnGap(atMs);
+    for (const record of records) {
+      if (record === null) continue;
+      const account = this.#accounts.get(record.node);
+      if (account === undefined || account.incarnation !== record.incarnation) continue;
+      if (account.sequence !== record.sequence) {
+        if (account.sequence !== UNKNOWN_SEQUENCE) account.heartbeatMovedAt = atMs;
+        account.sequence = record.sequence;
+      }
+    }
+    for (const [node, account] of this.#accounts) {
+      if (state.connected.get(node) === account.incarnation) account.reachableAt = atMs;
+    }
+    if (!this.#ranOutLogged && this.leaseUntil > 0 && state.now() >= this.leaseUntil) {
+      this.#ranOutLogged = true;
+      state.log("warn", "lease ran out: this node does not serve until it is renewed", {
+        until: this.leaseUntil,
+      });
+    }
+    this.judge(atMs);
+  }
+
+  private forgiveOwnGap(atMs: number): void {
+    const gap = this.#lastReadAt < 0 ? 0 : atMs - this.#lastReadAt;
+    this.#lastReadAt = atMs;
+    if (gap <= 3 * this.state.timings.heartbeatMs) return;
+    this.state.log("warn", "this node read no heartbeats for a while: others get as long to show life", {
+      gapMs: gap,
+    });
+    for (const account of this.#accounts.values()) {
+      account.heartbeatMovedAt += gap;
+      account.reachableAt += gap;
+    }
+    for (const [pair, since] of this.#cutPairs) this.#cutPairs.set(pair, since + gap);
+  }
+
+  private judge(now: number): void {
+    const { state } = this;
+    if (state.halted) return;
+    if (state.role === Role.HOLDER) this.judgeMembers(now);
+    else this.judgeHolder(now);
+  }
+
+  private judgeMembers(now: number): void {
+    const { state, callbacks } = this;
+    const timeout = state.timings.nodeTimeoutMs;
+    const view = state.view;
+    if (view === null || state.phase === "starting") return;
+    for (const member of view.members) {
+      if (member.node === state.self || callbacks.isBeingEvicted(member.node)) continue;
+      const account = this.#accounts.get(member.node);
+      if (account === undefined) continue;
+      const silent = now - Math.max(account.renewalAt, account.heartbeatMovedAt);
+      const unheard = now - account.renewalAt;
+      if (silent >= timeout) {
+        callbacks.evict(member, `dead: no heartbeat and no renewal for ${silent} ms`);
+      } else if (unheard >= timeout && this.leaseUntil > now) {
+        callbacks.evict(member, `cut off: it heartbeats on disk, and sent no renewal for ${unheard} ms`);
+      }
+      this.suspect(member, account, unheard >= timeout / 2);
+    }
+    this.judgeCutPairs(view.members, now);
+  }
+
+  private suspect(member: MemberInfo, account: Account, suspected: boolean): void {
+    if (account.suspected === suspected) return;
+    account.suspected = suspected;
+    const { state } = this;
+    state.log(suspected ? "warn" : "info", suspected ? "node is suspect" : "node is well again", {
+      node: hexNode(member.node),
+    });
+    const node_state = suspected ? NodeState.SUSPECT : NodeState.ACTIVE;
+    state.ports.kernel.nodeStatus(member.node, member.incarnation, node_state);
+  }
+
+  /** Of two members that cannot reach each other for the node timeout, the worse connected goes. */
+  private judgeCutPairs(members: readonly MemberInfo[], now: number): void {
+    const cut = new Set<string>();
+    const degree = new Map<number, number>();
+    for (const member of members) {
+      for (const other of this.#accounts.get(member.node)?.unreachable ?? []) {
+        if (!members.some((m) => m.node === other)) continue;
+        cut.add(pairName(member.node, other));
+        degree.set(member.node, (degree.get(member.node) ?? 0) + 1);
+        degree.set(other, (degree.get(other) ?? 0) + 1);
+      }
+    }
+    for (const pair of [...this.#cutPairs.keys()]) if (!cut.has(pair)) this.#cutPairs.delete(pair);
+    for (const pair of cut) {
+      const since = this.#cutPairs.get(pair) ?? now;
+      this.#cutPairs.set(pair, since);
+      if (now - since < this.state.timings.nodeTimeoutMs) continue;
+      const pair_members = members.filter((m) => pair.split(",").includes(String(m.node)));
+      const victim = worseConnected(pair_members, degree, this.state.self);
+      if (victim !== undefined && !this.callbacks.isBeingEvicted(victim.node)) {
+        this.#cutPairs.delete(pair);
+        this.callbacks.evict(victim, `cannot reach another member (${pair}) for ${now - since} ms`);
+        return;
+      }
+    }
+  }
+
+  private judgeHolder(now: number): void {
+    const { state } = this;
+    const view = state.next ?? state.view;
+    const holder = memberOf(view, view?.holder ?? 0);
+    if (holder === undefined || holder.node === state.self) return;
+    const account = this.#accounts.get(holder.node);
+    if (account === undefined) return;
+    const silent = now - Math.max(account.heartbeatMovedAt, account.renewalAt, account.reachableAt);
+    if (silent >= state.timings.nodeTimeoutMs) this.callbacks.holderDead(holder, silent);
+  }
+}
+
+/** The one with more broken connections; of equals the later in rank; never this node. */
+export function worseConnected(
+  members: readonly MemberInfo[],
+  degree: ReadonlyMap<number, number>,
+  self: number,
+): MemberInfo | undefined {
+  let victim: MemberInfo | undefined;
+  for (const member of members) {
+    if (member.node === self) continue;
+    const worse = (degree.get(member.node) ?? 0) >= (degree.get(victim?.node ?? 0) ?? 0);
+    if (victim === undefined || worse) victim = member;
+  }
+  return victim;
+}
+
+const UNKNOWN_SEQUENCE = -1n;
+
+function freshAccount(incarnation: number, now: number): Account {
+  return {
+    incarnation,
+    sequence: UNKNOWN_SEQUENCE,
+    heartbeatMovedAt: now,
+    renewalAt: now,
+    reachableAt: now,
+    suspected: false,
+    unreachable: [],
+  };
+}
+
+function pairName(a: number, b: number): string {
+  return a < b ? `${a},${b}` : `${b},${a}`;
+}
+
+/** Linux errnos that the core answers with. */
+export const ERRNO = {
+  EIO: 5,
+  EAGAIN: 11,
+  EBUSY: 16,
+  EEXIST: 17,
+  ENOSPC: 28,
+  EPROTO: 71,
+  ETIMEDOUT: 110,
+  ESTALE: 116,
+} as const;

@@ -1,0 +1,504 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/**
+ * The coordinator: view changes, driven by the journal holder, one at a time. attempt() is the whole protocol from
+ * top to bottom: connect, PREPARE, fence, header, REBUILD, COMMIT.
+ *
+ * Triggers (JOIN, LEAVE, eviction, RESYNC) gather in four collections; a change takes all that are there. What comes
+ * in the middle of a change waits for the next one, except what makes the running one void (a participant died, or a
+ * connection between participants broke, so that messages may be lost): then the attempt ends and a new one starts
+ * with a higher epoch, which supersedes the old on every node.
+ *
+ * `base` is the membership that the header on disk names. It moves when the header is written, not at COMMIT: who is
+ * in the header has a slot and may write, and must be fenced to get rid of.
+ *
+ * Known weakness: every change stops the lock service of all nodes for its duration.
+ */
+import type { DiskHeader, HeaderMember } from "../disk/lockstate.js";
+import { HEADER_MEMBER_STATE } from "../disk/lockstate.js";
+import { MXFS_DISK_CLUSTER_KEY_SIZE, MXFS_NODE_COUNT_MAX, NodeState, Role } from "../wire/abi.js";
+import type { ClusterMessageOf, MemberInfo } from "../wire/messages.js";
+import { fenceForSure, fenceSelfAndHalt } from "./eviction.js";
+import { ERRNO, type LeaseKeeper, worseConnected } from "./lease.js";
+import type { Participant } from "./participant.js";
+import { prKey, type View } from "./ports.js";
+import { type ClusterState, deadMembers, hexNode } from "./state.js";
+
+const ATTEMPTS_MAX = 64;
+const IDLE_MS = 3_600_000;
+
+interface Eviction {
+  readonly member: MemberInfo;
+  readonly reason: string;
+}
+
+interface Plan {
+  readonly view: View;
+  readonly evicted: readonly Eviction[];
+  readonly joined: readonly MemberInfo[];
+  readonly reason: string;
+  readonly resend: boolean;
+  /** Connection generations of the participants when PREPARE was sent. */
+  readonly generations: Map<number, number>;
+}
+
+export class Coordinator {
+  /** Whom the header on disk names, in order of rank. */
+  base: MemberInfo[] = [];
+  /** Set when this node wants to leave: the loop ends when nothing else is to be done. */
+  stepDown = false;
+  /** For the first header of a volume. */
+  newClusterKey: Uint8Array | null = null;
+  /** Unanswered fsops must be sent again at the next COMMIT (hand-over, restarted daemon, broken connection). */
+  resend = false;
+  readonly joins = new Map<number, MemberInfo>();
+  readonly leaves = new Set<number>();
+  readonly evictions = new Map<number, Eviction>();
+  #resync: string | null = null;
+  #recentlyLeft = new Set<number>();
+  #prepared = new Map<number, ClusterMessageOf<"PREPARED">>();
+  #rebuilt = new Set<number>();
+  #committed = new Set<number>();
+
+  constructor(
+    readonly state: ClusterState,
+    readonly lease: LeaseKeeper,
+    readonly participant: Participant,
+  ) {}
+
+  // ---- triggers ---------------------------------------------------------------------------------------------
+
+  join(from: number, message: ClusterMessageOf<"JOIN">): void {
+    const { state } = this;
+    const refuse = (errno: number, reason: string): void => {
+      state.log("warn", "refused a JOIN", { node: hexNode(from), incarnation: message.incarnation, reason });
+      state.send(from, { kind: "JOIN_REFUSED", errno, reason });
+    };
+    if (state.role !== Role.HOLDER) {
+      refuse(ERRNO.EAGAIN, "this node is not the holder");
+      return;
+    }
+    if (this.stepDown) return refuse(ERRNO.EAGAIN, "the holder is handing over; try again");
+    const old = this.base.find((member) => member.node === from);
+    const same = old !== undefined && old.incarnation === message.incarnation;
+    if (message.rejoin && !same) {
+      refuse(ERRNO.ESTALE, "not in the view any more: it was evicted");
+      return;
+    }
+    if (same && this.evictions.has(from)) {
+      refuse(ERRNO.ESTALE, "it is being evicted");
+      return;
+    }
+    if (old !== undefined && old.incarnation > message.incarnation) {
+      refuse(ERRNO.EEXIST, `a later incarnation (${old.incarnation}) of this node is in the view`);
+      return;
+    }
+    const twin = state.heartbeats.find((record) => record?.node === from && record.uuid !== message.uuid);
+    if (twin !== undefined && twin !== null && old !== undefined) {
+      refuse(ERRNO.EEXIST, `node ${hexNode(from)} is host ${twin.hostName}, which has another UUID`);
+      return;
+    }
+    if (old === undefined && this.base.length + this.joins.size >= MXFS_NODE_COUNT_MAX) {
+      refuse(ERRNO.ENOSPC, `the volume has its ${MXFS_NODE_COUNT_MAX} nodes already`);
+      return;
+    }
+    if (old !== undefined && !same) {
+      this.evict(old, `its incarnation ${message.incarnation} has come, so ${old.incarnation} is dead`);
+    }
+    const { incarnation, address, port } = message;
+    this.joins.set(from, { node: from, incarnation, slot: old?.slot ?? 0, address, port, role: Role.MEMBER });
+    if (same) this.#resync = `node ${hexNode(from)} rejoins`;
+    state.poke();
+  }
+
+  leave(from: number): void {
+    if (!this.base.some((member) => member.node === from)) return;
+    this.leaves.add(from);
+    this.state.poke();
+  }
+
+  evict(member: MemberInfo, reason: string): void {
+    const known = this.base.some((m) => m.node === member.node && m.incarnation === member.incarnation);
+    if (!known || this.evictions.has(member.node) || member.node === this.state.self) return;
+    this.state.log("warn", "evicting a node", { node: hexNode(member.node), reason });
+    this.evictions.set(member.node, { member, reason });
+    this.state.poke();
+  }
+
+  requestResync(reason: string): void {
+    this.#resync = reason;
+    this.state.poke();
+  }
+
+  peerConnected(node: number, incarnation: number): void {
+    const member = this.base.find((m) => m.node === node);
+    if (member?.incarnation === incarnation && this.state.view !== null) {
+      this.requestResync(`connection to node ${hexNode(node)} came back`);
+    }
+  }
+
+  peerLost(node: number): void {
+    this.#recentlyLeft.delete(node);
+    const join = this.joins.get(node);
+    const member = this.base.find((m) => m.node === node);
+    if (join !== undefined && member?.incarnation !== join.incarnation) this.joins.delete(node);
+  }
+
+  isBeingEvicted(node: number): boolean {
+    return this.evictions.has(node);
+  }
+
+  isLeaving(node: number): boolean {
+    return this.leaves.has(node) || this.#recentlyLeft.has(node);
+  }
+
+  hasWork(): boolean {
+    return this.joins.size > 0 || this.leaves.size > 0 || this.evictions.size > 0 || this.#resync !== null;
+  }
+
+  // ---- answers ----------------------------------------------------------------------------------------------
+
+  answered(from: number, message: ClusterMessageOf<"PREPARED" | "REBUILT" | "COMMITTED">): void {
+    const { state } = this;
+    const epoch = message.kind === "COMMITTED" ? state.view?.epoch : state.next?.epoch;
+    if (message.epoch !== epoch && !state.mistakes.has("accept-stale-epoch")) return;
+    if (message.kind === "PREPARED") this.#prepared.set(from, message);
+    else if (message.kind === "REBUILT") this.#rebuilt.add(from);
+    else this.#committed.add(from);
+    state.poke();
+  }
+
+  // ---- the change -------------------------------------------------------------------------------------------
+
+  /** Serves triggers until the node steps down. */
+  async run(): Promise<void> {
+    const { state } = this;
+    for (;;) {
+      if (this.hasWork()) await this.change("membership");
+      else if (this.stepDown) return;
+      else await state.until(() => (this.hasWork() || this.stepDown ? true : undefined), IDLE_MS);
+    }
+  }
+
+  /** One view change, as many attempts as it takes; afterwards the view on disk is committed on all members. */
+  async change(reason: string): Promise<void> {
+    const { state } = this;
+    const started_at = state.now();
+    for (let attempt = 1; attempt <= ATTEMPTS_MAX; attempt++) {
+      const plan = this.plan(reason);
+      if (await this.attempt(plan, started_at, attempt)) return;
+      state.alive();
+    }
+    throw new Error(`view change did not succeed in ${ATTEMPTS_MAX} attempts; the daemon starts over`);
+  }
+
+  private plan(reason: string): Plan {
+    const { state } = this;
+    const evicted = [...this.evictions.values()].filter(({ member }) =>
+      this.base.some((m) => m.node === member.node && m.incarnation === member.incarnation),
+    );
+    const gone = new Set(evicted.map(({ member }) => member.node));
+    const stay = this.base.filter((member) => !gone.has(member.node) && !this.leaves.has(member.node));
+    const taken = new Set([...this.base, ...stay].map((member) => member.slot));
+    const members: MemberInfo[] = [];
+    for (const member of stay) {
+      const again = this.joins.get(member.node);
+      const address = again === undefined ? {} : { address: again.address, port: again.port };
+      members.push({ ...member, ...address, role: member.node === state.self ? Role.HOLDER : Role.MEMBER });
+    }
+    const joined: MemberInfo[] = [];
+    for (const join of this.joins.values()) {
+      if (stay.some((member) => member.node === join.node)) continue;
+      let slot = 0;
+      while (taken.has(slot)) slot++;
+      if (slot >= MXFS_NODE_COUNT_MAX) continue; // Next change: slots of the leaving are free then.
+      taken.add(slot);
+      joined.push({ ...join, slot });
+    }
+    const resend = this.resend || this.#resync !== null || evicted.length > 0;
+    const why = this.#resync ?? reason;
+    this.#resync = null;
+    this.resend = resend;
+    return {
+      view: { epoch: state.highestEpoch + 1n, holder: state.self, members: [...members, ...joined] },
+      evicted,
+      joined,
+      reason: why,
+      resend,
+      generations: new Map(),
+    };
+  }
+
+  /** False: the plan is void, make another. */
+  private async attempt(plan: Plan, startedAt: number, attempt: number): Promise<boolean> {
+    const { state, participant } = this;
+    const { view } = plan;
+    const timeout = state.timings.nodeTimeoutMs;
+    const others = view.members.filter((member) => member.node !== state.self);
+    const times: Record<string, number> = {};
+    let step_at = state.now();
+    const step = (name: string): void => {
+      times[`${name}Ms`] = state.now() - step_at;
+      step_at = state.now();
+    };
+
+    // 1. Everybody stops deciding locks and takes the next view over.
+    this.#prepared.clear();
+    this.#rebuilt.clear();
+    this.#committed.clear();
+    participant.begin(view);
+    const missing = await participant.connectAll(view, timeout);
+    if (missing.length > 0) return this.giveUpOn(missing, "no connection to it");
+    for (const member of others) plan.generations.set(member.node, state.generation(member.node));
+    const { epoch, holder, members } = view;
+    for (const member of others) {
+      state.send(member.node, { kind: "PREPARE", epoch, holder, reason: plan.reason, members });
+    }
+    const prepared = await this.barrier(plan, others, (node) => this.#prepared.has(node));
+    if (prepared !== "all")
+      return prepared === "again" ? false : this.giveUpOn(prepared, "did not answer PREPARE");
+    if (!this.judgePrepared(view)) return false;
+    step("prepare");
+
+    // 2. Who goes is kept from writing; then, and only then, the header says that it is gone.
+    if (!(await this.checkJoinersKeys(plan))) return false;
+    for (const eviction of plan.evicted) {
+      await this.waitForLeaseEnd(eviction.member);
+      const key = prKey(eviction.member.node, eviction.member.incarnation);
+      await fenceForSure(state, key, eviction.reason);
+    }
+    step("fence");
+    if (this.isVoid(plan)) return false;
+    await this.writeHeader(plan);
+    this.headerCounts(plan);
+    step("header");
+    for (const member of others) state.send(member.node, { kind: "REBUILD", epoch });
+    const self_rebuilt = participant.rebuild(view).then(
+      (done) => {
+        if (done) this.#rebuilt.add(state.self);
+        state.poke();
+      },
+      (error: unknown) => {
+        rebuild_error = error;
+        state.poke();
+      },
+    );
+    let rebuild_error: unknown = null;
+    const rebuilt = await this.barrier(plan, view.members, (node) => {
+      if (rebuild_error !== null) throw rebuild_error;
+      return this.#rebuilt.has(node);
+    });
+    if (rebuilt !== "all") {
+      return rebuilt === "again" ? false : this.giveUpOn(rebuilt, "did not rebuild its locks");
+    }
+    await self_rebuilt;
+    step("rebuild");
+
+    // 3. The view counts; masters grant.
+    participant.commit(view, plan.resend);
+    this.afterCommit(plan);
+    for (const member of others)
+      state.send(member.node, { kind: "COMMIT", epoch, resend: plan.resend, holder });
+    await participant.reopenGate();
+    const committed = await this.barrier(plan, others, (node) => this.#committed.has(node));
+    if (Array.isArray(committed)) this.giveUpOn(committed, "did not answer COMMIT");
+    step("commit");
+    state.log("info", "view change done", {
+      epoch,
+      reason: plan.reason,
+      attempt,
+      members: members.length,
+      evicted: plan.evicted.map(({ member }) => hexNode(member.node)).join(","),
+      ...times,
+      totalMs: state.now() - startedAt,
+    });
+    return true;
+  }
+
+  /** "all" have `answered`; "again": the plan is void; or who was still missing after the node timeout. */
+  private async barrier(
+    plan: Plan,
+    members: readonly MemberInfo[],
+    answered: (node: number) => boolean,
+  ): Promise<"all" | "again" | MemberInfo[]> {
+    const { state } = this;
+    const lacking = (): MemberInfo[] => members.filter((member) => !answered(member.node));
+    const outcome = await state.until<"all" | "again">(
+      () => (this.isVoid(plan) ? "again" : lacking().length === 0 ? "all" : undefined),
+      state.timings.nodeTimeoutMs,
+    );
+    return outcome ?? lacking();
+  }
+
+  /** Messages of this attempt may be lost, or one of its members is to go. */
+  private isVoid(plan: Plan): boolean {
+    if (this.#resync !== null) return true;
+    for (const [node, generation] of plan.generations) {
+      if (this.state.generation(node) !== generation) return true;
+    }
+    return plan.view.members.some(
+      (member) => this.evictions.get(member.node)?.member.incarnation === member.incarnation,
+    );
+  }
+
+  private judgePrepared(view: View): boolean {
+    const { state } = this;
+    const degree = new Map<number, number>();
+    let sound = true;
+    for (const [node, answer] of this.#prepared) {
+      state.raiseEpoch(answer.seen);
+      if (answer.refused) sound = false;
+      for (const other of answer.unreachable) {
+        degree.set(node, (degree.get(node) ?? 0) + 1);
+        degree.set(other, (degree.get(other) ?? 0) + 1);
+      }
+    }
+    if (degree.size > 0) {
+      const pair = view.members.filter((member) => degree.has(member.node));
+      const victim = worseConnected(pair, degree, state.self);
+      if (victim !== undefined) this.giveUpOn([victim], "it and another member cannot reach each other");
+      return false;
+    }
+    return sound;
+  }
+
+  /** Always false: the plan is void. Members are evicted; one that was only about to join is told to try again. */
+  private giveUpOn(members: readonly MemberInfo[], reason: string): false {
+    for (const member of members) {
+      const in_base = this.base.some((m) => m.node === member.node && m.incarnation === member.incarnation);
+      if (in_base) {
+        this.evict(member, reason);
+        continue;
+      }
+      this.joins.delete(member.node);
+      this.state.send(member.node, { kind: "JOIN_REFUSED", errno: ERRNO.EAGAIN, reason });
+      this.state.log("warn", "gave up on a joining node", { node: hexNode(member.node), reason });
+    }
+    return false;
+  }
+
+  /** Its lease has run out by its own clock, and by a tenth more. */
+  private async waitForLeaseEnd(member: MemberInfo): Promise<void> {
+    const { state } = this;
+    if (state.mistakes.has("skip-lease-wait")) return;
+    const until = this.lease.renewalReceivedAt(member) + state.graceMs;
+    if (until > state.now()) await state.pause(until - state.now());
+  }
+
+  /** A newcomer without a registered key would be a member that cannot write its heartbeat. */
+  private async checkJoinersKeys(plan: Plan): Promise<boolean> {
+    const { state } = this;
+    if (state.ports.pr === null || plan.joined.length === 0) return true;
+    const keys = await state.ports.pr.readKeys();
+    state.alive();
+    if (keys.kind === "error") {
+      state.log("error", "READ KEYS fails; joins wait", { error: keys.message });
+      await state.pause(state.timings.heartbeatMs);
+      return false;
+    }
+    const without = plan.joined.filter((m) => !keys.keys.includes(prKey(m.node, m.incarnation)));
+    return without.length === 0 || this.giveUpOn(without, "its key is not registered; registering again");
+  }
+
+  /** The header with the new epoch, durable. A conflict means that we are fenced; errors are tried again. */
+  private async writeHeader(plan: Plan): Promise<void> {
+    const { state } = this;
+    const location = state.location;
+    if (location === null) throw new Error("the header cannot be written before lockstate was found");
+    const header = this.makeHeader(plan.view, plan.evicted);
+    const deadline = state.now() + state.timings.nodeTimeoutMs;
+    for (;;) {
+      const outcome = await state.ports.disk.writeHeader(location, header);
+      state.alive();
+      if (outcome.kind === "ok") break;
+      if (outcome.kind === "conflict") {
+        fenceSelfAndHalt(state, "the target refused our write of the header: another node has fenced us");
+      }
+      state.log("error", "cannot write the header", { error: outcome.message });
+      if (state.now() >= deadline)
+        fenceSelfAndHalt(state, `the header cannot be written: ${outcome.message}`);
+      await state.pause(state.timings.heartbeatMs);
+    }
+    state.header = header;
+  }
+
+  private makeHeader(view: View, evicted: readonly Eviction[]): DiskHeader {
+    const { state } = this;
+    const { location, header } = state;
+    if (location === null) throw new Error("header without lockstate's location");
+    const members: HeaderMember[] = view.members.map(({ node, incarnation, slot }) => ({
+      node,
+      incarnation,
+      slot,
+      state: HEADER_MEMBER_STATE.ACTIVE,
+    }));
+    const just_evicted: HeaderMember[] = evicted.map(({ member }) => ({
+      node: member.node,
+      incarnation: member.incarnation,
+      slot: member.slot,
+      state: HEADER_MEMBER_STATE.DEAD,
+    }));
+    const dead = just_evicted
+      .concat(header === null ? [] : deadMembers(header))
+      .filter((gone) => !members.some((member) => member.node === gone.node));
+    return {
+      volume: state.ports.disk.volume,
+      volumeUuid: state.ports.disk.volumeUuid,
+      epoch: view.epoch,
+      sequence: (header?.sequence ?? 0n) + 1n,
+      ino: location.ino,
+      generation: location.generation,
+      recordSize: location.recordSize,
+      lockRecordCount: header?.lockRecordCount ?? state.config.lockRecordCount,
+      holder: state.self,
+      holderIncarnation: state.config.self.incarnation,
+      clusterKey: header?.clusterKey ?? this.newClusterKey ?? state.ports.random(MXFS_DISK_CLUSTER_KEY_SIZE),
+      members: [...members, ...dead].slice(0, MXFS_NODE_COUNT_MAX),
+      extents: location.extents,
+    };
+  }
+
+  /** The header says that the members are `members`, before any change has been prepared. */
+  async writePlainHeader(members: readonly MemberInfo[], evicted: readonly MemberInfo[]): Promise<void> {
+    const { state } = this;
+    const view: View = { epoch: state.highestEpoch + 1n, holder: state.self, members };
+    state.raiseEpoch(view.epoch);
+    await this.writeHeader({
+      view,
+      evicted: evicted.map((member) => ({ member, reason: "" })),
+      joined: [],
+      reason: "",
+      resend: false,
+      generations: new Map(),
+    });
+    this.base = [...members];
+  }
+
+  private headerCounts(plan: Plan): void {
+    const { state } = this;
+    this.base = [...plan.view.members];
+    for (const { member } of plan.evicted) {
+      this.evictions.delete(member.node);
+      state.ports.kernel.nodeStatus(member.node, member.incarnation, NodeState.DEAD);
+      if (!plan.joined.some((joined) => joined.node === member.node)) state.ports.net.disconnect(member.node);
+    }
+  }
+
+  private afterCommit(plan: Plan): void {
+    const { state } = this;
+    this.resend = false;
+    for (const member of plan.view.members) {
+      if (this.joins.get(member.node)?.incarnation === member.incarnation) this.joins.delete(member.node);
+    }
+    for (const member of plan.joined) {
+      state.ports.kernel.nodeStatus(member.node, member.incarnation, NodeState.ACTIVE);
+    }
+    for (const node of [...this.leaves]) {
+      if (plan.view.members.some((member) => member.node === node)) continue;
+      this.leaves.delete(node);
+      this.#recentlyLeft.add(node);
+      state.send(node, { kind: "LEFT", epoch: plan.view.epoch });
+      const incarnation = state.connected.get(node);
+      if (incarnation !== undefined) state.ports.kernel.nodeStatus(node, incarnation, NodeState.LEFT);
+    }
+  }
+}

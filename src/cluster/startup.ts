@@ -1,0 +1,717 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/**
+ * Start-up: who is the journal holder, and how this node comes into the view (docs/interfaces.md section 6).
+ *
+ * Fresh mount: tryOnce() is the election from the top to the bottom; it is repeated from the top until it has led to
+ * a committed view or the start-up time-out is over. As long as this node has not been admitted it holds nothing, so
+ * registering its key again is safe (a winner preempts the keys of nodes that only try); afterwards, never.
+ *
+ * Restarted daemon: the kernel lives on with its locks. It never registers; key gone, or not in the header any more,
+ * is final.
+ *
+ * Known weakness: a holder that dies (or takes very long) between its RESERVE and its first header is waited for
+ * most of the start-up time, since nothing tells whether it lives; then its key is preempted, which is safe for the
+ * volume and unkind to a slow mount.
+ */
+import type { DiskHeader, HeaderMember } from "../disk/lockstate.js";
+import { headerMismatch } from "../disk/lockstate.js";
+import type { HeartbeatRecord } from "../disk/record.js";
+import { hexKey } from "../disk/reservation.js";
+import { MXFS_DISK_CLUSTER_KEY_SIZE, MXFS_WIRE_VERSION, Role } from "../wire/abi.js";
+import type { MemberInfo } from "../wire/messages.js";
+import { fenceKey } from "./eviction.js";
+import { ERRNO, type LeaseKeeper } from "./lease.js";
+import type { Coordinator } from "./membership.js";
+import type { Participant } from "./participant.js";
+import { type Discovered, keyIncarnation, keyNode, type PrPort, prKey, type Rejoin } from "./ports.js";
+import { activeMembers, type ClusterState, deadMembers, hexNode, memberOf } from "./state.js";
+
+/** How many heartbeat periods a heartbeat is watched before it counts as standing still. */
+const TWIN_PERIODS = 2.5;
+
+/** The mount fails with this errno and message. `fenced`: the key or the place in the view is lost for good. */
+export class StartupFailed extends Error {
+  readonly errno: number;
+  readonly fenced: boolean;
+  constructor(errno: number, message: string, fenced = false) {
+    super(message);
+    this.name = "StartupFailed";
+    this.errno = errno;
+    this.fenced = fenced;
+  }
+}
+
+/** again: from the top after a heartbeat period, because of `why`; at-once: from the top now. */
+type TryOutcome = "done" | "at-once" | { readonly again: string };
+
+export class Startup {
+  #deadline = 0;
+  #twinsChecked = false;
+  #refusal: { from: number; errno: number; reason: string } | null = null;
+  readonly #heard = new Map<number, Discovered>();
+  #heardSerial = 0;
+  /** Since when each key has held the reservation without a header of its own to show for it. */
+  readonly #keySince = new Map<bigint, number>();
+  readonly #watch = new HeartbeatWatch();
+
+  constructor(
+    readonly state: ClusterState,
+    readonly lease: LeaseKeeper,
+    readonly participant: Participant,
+    readonly coordinator: Coordinator,
+    readonly becameHolder: () => void,
+  ) {}
+
+  /** Returns with the view committed, the lease there and the kernel told. @throws StartupFailed */
+  async run(): Promise<void> {
+    const { state } = this;
+    const started_at = state.now();
+    this.#deadline = started_at + state.timings.startupMs;
+    if (state.config.rejoin !== null) await this.rejoin(state.config.rejoin);
+    else await this.elect();
+    const leased = await state.until(
+      () => (this.lease.leaseUntil > state.now() ? true : undefined),
+      state.timings.nodeTimeoutMs,
+    );
+    const view = state.view;
+    if (leased === null || view === null) {
+      throw new StartupFailed(ERRNO.ETIMEDOUT, "in the view, and no lease came within the node timeout");
+    }
+    state.ports.kernel.ready(state.role, view.epoch, view.holder, this.lease.leaseUntil);
+    state.log("info", "started", {
+      role: state.role === Role.HOLDER ? "holder" : "member",
+      epoch: view.epoch,
+      ms: state.now() - started_at,
+    });
+  }
+
+  // ---- events -----------------------------------------------------------------------------------------------
+
+  /** True when the refusal was for a JOIN of ours that is being waited for. */
+  refused(from: number, errno: number, reason: string): boolean {
+    if (this.participant.joinTarget !== from) return false;
+    this.#refusal = { from, errno, reason };
+    this.state.poke();
+    return true;
+  }
+
+  discovered(packet: Discovered): void {
+    if (this.state.phase !== "starting" || packet.node === this.state.self) return;
+    if (!this.#heard.has(packet.node) && this.#heard.size >= 256) return; // Only a hint; the disk decides.
+    this.#heard.set(packet.node, packet);
+    this.#heardSerial++;
+    this.state.poke();
+  }
+
+  // ---- a fresh mount ----------------------------------------------------------------------------------------
+
+  private async elect(): Promise<void> {
+    const { state } = this;
+    let why = "";
+    let at_once = 0;
+    for (;;) {
+      this.checkAborted();
+      if (state.now() >= this.#deadline) {
+        throw new StartupFailed(
+          ERRNO.ETIMEDOUT,
+          `not in the cluster after ${state.timings.startupMs} ms: ${why || "no reason known"}`,
+        );
+      }
+      const outcome =
+        state.ports.pr === null ? await this.tryWithoutKeys() : await this.tryOnce(state.ports.pr);
+      if (outcome === "done") return;
+      if (outcome === "at-once" && ++at_once % 8 !== 0) continue;
+      if (outcome !== "at-once") {
+        if (outcome.again !== why) state.log("info", "start-up waits", { why: outcome.again });
+        why = outcome.again;
+      }
+      const serial = this.#heardSerial;
+      await state.pause(state.timings.heartbeatMs, () => this.#heardSerial !== serial || this.aborted());
+    }
+  }
+
+  private aborted(): boolean {
+    return this.state.unmountRequest !== null;
+  }
+  private checkAborted(): void {
+    if (this.aborted()) throw new StartupFailed(ERRNO.EBUSY, "unmounted before the start-up was over");
+  }
+
+  /** One election, from the top. */
+  private async tryOnce(pr: PrPort): Promise<TryOutcome> {
+    const { state } = this;
+
+    // 1. Our key. What our node has left there from earlier is dead by our being here, unless it is a twin.
+    const before = await pr.readKeys();
+    state.alive();
+    if (before.kind === "error") return { again: `READ KEYS fails: ${before.message}` };
+    if (!this.#twinsChecked) await this.checkTwins(before.keys);
+    if (state.admitted) {
+      if (!before.keys.includes(state.key)) throw evicted(state);
+    } else {
+      const registered = await pr.register(state.key);
+      state.alive();
+      if (registered.kind === "unsupported") {
+        throw new StartupFailed(
+          ERRNO.EPROTO,
+          "the device has no SCSI-3 persistent reservations (REGISTER AND IGNORE EXISTING KEY is refused); " +
+            "MXFS needs them to keep failed nodes from writing",
+        );
+      }
+      if (registered.kind !== "ok") return { again: `REGISTER fails: ${describe(registered)}` };
+    }
+    const reservation = await pr.readReservation();
+    state.alive();
+    if (reservation.kind === "error") return { again: `READ RESERVATION fails: ${reservation.message}` };
+    const held_by = reservation.kind === "held" ? reservation.key : null;
+    for (const key of new Set(before.keys)) {
+      if (keyNode(key) !== state.self || key === state.key || key === held_by) continue;
+      await fenceKey(state, key, "an earlier incarnation of this node");
+    }
+
+    // 2. Nobody has it: the target decides who is first.
+    if (held_by === null) {
+      const reserved = await pr.reserve(state.key);
+      state.alive();
+      if (reserved.kind === "conflict") return "at-once";
+      if (reserved.kind !== "ok") return { again: `RESERVE fails: ${describe(reserved)}` };
+      await this.refuseOrphanedView(pr);
+      return this.becomeHolder();
+    }
+    if (held_by === state.key) return this.becomeHolder();
+
+    // 3. Somebody has it.
+    const header = await this.readHeader();
+    if (typeof header === "string") return this.holderWithoutHeader(held_by, header !== "unreadable", header);
+    if (prKey(header.holder, header.holderIncarnation) !== held_by) {
+      return this.holderWithoutHeader(held_by, true, "the header is an earlier holder's");
+    }
+    this.#keySince.delete(held_by);
+    const left = activeMembers(header).length === 0;
+    const own_old = keyNode(held_by) === state.self;
+    if (left || own_old)
+      return this.preemptHolder(held_by, header, left ? "it has left" : "our own earlier mount");
+    return this.follow(header, false);
+  }
+
+  /** fence=none: the header and the heartbeats are all there is. Two nodes may both win; for tests only. */
+  private async tryWithoutKeys(): Promise<TryOutcome> {
+    const { state } = this;
+    const header = await this.readHeader();
+    if (header === "unreadable") return { again: "lockstate cannot be read" };
+    if (
+      header === "not found" ||
+      header === "no header" ||
+      (typeof header !== "string" && activeMembers(header).length === 0)
+    ) {
+      state.ports.net.query();
+      await state.pause(TWIN_PERIODS * state.timings.heartbeatMs);
+      const first = [...this.#heard.values()].find((o) => o.role === Role.HOLDER || o.node < state.self);
+      if (first !== undefined) return { again: `node ${hexNode(first.node)} goes first` };
+      return this.becomeHolder();
+    }
+    if (typeof header === "string") return { again: header };
+    if (header.holder === state.self) {
+      return this.preemptHolder(
+        prKey(header.holder, header.holderIncarnation),
+        header,
+        "our own earlier mount",
+      );
+    }
+    return this.follow(header, false);
+  }
+
+  /** Two hosts with one UUID: a key of ours is registered, and its heartbeat moves. */
+  private async checkTwins(keys: readonly bigint[]): Promise<void> {
+    const { state } = this;
+    const ours = [...new Set(keys.filter((key) => keyNode(key) === state.self))];
+    if (ours.length > 0 && typeof (await this.readHeader()) !== "string") {
+      const until = state.now() + TWIN_PERIODS * state.timings.heartbeatMs;
+      while (state.now() < until) {
+        await this.readHeartbeats();
+        for (const key of ours) {
+          if (!this.#watch.moved(state.self, keyIncarnation(key))) continue;
+          throw new StartupFailed(
+            ERRNO.EEXIST,
+            `another host uses this volume under our node id ${hexNode(state.self)} (incarnation ` +
+              `${keyIncarnation(key)}: its heartbeat moves); remove /etc/mxfs/node.uuid on one of them and mount again`,
+          );
+        }
+        await state.pause(state.timings.heartbeatMs / 2);
+      }
+    }
+    this.#twinsChecked = true;
+  }
+
+  /**
+   * We reserved, so nobody held it. If the header all the same names members whose heartbeats move, the target has
+   * lost its reservation under a living cluster, where an XFS may be mounted: hands off.
+   */
+  private async refuseOrphanedView(pr: PrPort): Promise<void> {
+    const { state } = this;
+    const header = await this.readHeader();
+    if (typeof header === "string") return;
+    const others = activeMembers(header).filter((member) => member.node !== state.self);
+    if (others.length === 0) return;
+    const until = state.now() + TWIN_PERIODS * state.timings.heartbeatMs;
+    while (state.now() < until) {
+      await this.readHeartbeats();
+      const living = others.find((member) => this.#watch.moved(member.node, member.incarnation));
+      if (living !== undefined) {
+        const released = await pr.release(state.key);
+        state.alive();
+        if (released.kind !== "ok") state.log("error", "RELEASE fails", { outcome: describe(released) });
+        throw new StartupFailed(
+          ERRNO.EBUSY,
+          `the target has lost the reservation while node ${hexNode(living.node)} is mounted; ` +
+            "unmount MXFS on all nodes, then mount again",
+        );
+      }
+      await state.pause(state.timings.heartbeatMs / 2);
+    }
+  }
+
+  /** The holder has no header yet, or lockstate cannot be found. */
+  private async holderWithoutHeader(key: bigint, sound: boolean, why: string): Promise<TryOutcome> {
+    const { state } = this;
+    const now = state.now();
+    const again = { again: `key ${hexKey(key)} holds the reservation, and ${why}` };
+    if (keyNode(key) === state.self) {
+      // Our own earlier mount died before it had written a header; checkTwins() found no life in it.
+      return (await fenceKey(state, key, "our own earlier mount")) === "fenced" ? this.becomeHolder() : again;
+    }
+    state.ports.net.query();
+    const since = this.#keySince.get(key) ?? now;
+    this.#keySince.set(key, since);
+    const heard = this.#heard.get(keyNode(key));
+    if (heard !== undefined && heard.incarnation === keyIncarnation(key)) {
+      this.#keySince.set(key, now);
+      this.#heard.delete(keyNode(key));
+    }
+    if (!sound || now - since < 0.75 * state.timings.startupMs) return again;
+    state.log("warn", "the holder has shown no sign of life since it reserved: preempting it", {
+      key: hexKey(key),
+      ms: now - since,
+    });
+    return (await fenceKey(state, key, "no sign of life since it reserved")) === "fenced"
+      ? this.becomeHolder()
+      : again;
+  }
+
+  /** The holder is dead or gone. Only if no other member of its view lives may a newcomer preempt it. */
+  private async preemptHolder(key: bigint, header: DiskHeader, why: string): Promise<TryOutcome> {
+    const { state } = this;
+    await this.readHeartbeats();
+    const timeout = state.timings.nodeTimeoutMs;
+    const other = activeMembers(header).find(
+      (member) =>
+        member.node !== state.self &&
+        prKey(member.node, member.incarnation) !== key &&
+        this.#watch.silentMs(member.node, member.incarnation, state.now()) < timeout,
+    );
+    if (other !== undefined) {
+      return {
+        again: `the holder (${hexKey(key)}) is gone; node ${hexNode(other.node)} of its view may still live`,
+      };
+    }
+    if (state.ports.pr !== null) {
+      const fenced = await fenceKey(state, key, why);
+      if (fenced === "was-gone") return "at-once";
+      if (fenced === "failed") return { again: `the holder's key ${hexKey(key)} could not be preempted` };
+    }
+    return this.becomeHolder();
+  }
+
+  /** The header's holder lives: join it. Or it does not: see whether we may take its place. */
+  private async follow(header: DiskHeader, rejoin: boolean): Promise<TryOutcome> {
+    const { state } = this;
+    await this.readHeartbeats();
+    const holder = activeMembers(header).find((m) => m.node === header.holder);
+    const key = prKey(header.holder, header.holderIncarnation);
+    const record = holder === undefined ? null : this.recordOf(holder);
+    if (holder !== undefined && record !== null && record.address !== "") {
+      const joined = await this.join(holder, record, rejoin);
+      if (joined === true) return "done";
+      if (state.isConnected(holder)) return { again: joined };
+    }
+    if (
+      this.#watch.silentMs(header.holder, header.holderIncarnation, state.now()) < state.timings.nodeTimeoutMs
+    ) {
+      return {
+        again: `holder ${hexNode(header.holder)} cannot be reached at ${record?.address || "an unknown address"}`,
+      };
+    }
+    if (rejoin) {
+      throw new StartupFailed(
+        ERRNO.EIO,
+        `holder ${hexNode(header.holder)} is dead: no heartbeat and no connection`,
+        true,
+      );
+    }
+    return this.preemptHolder(key, header, "dead: no heartbeat and no connection");
+  }
+
+  /** True: in a committed view. Otherwise why not. */
+  private async join(holder: HeaderMember, record: HeartbeatRecord, rejoin: boolean): Promise<true | string> {
+    const { state, participant } = this;
+    const { self } = state.config;
+    state.ports.net.connect(holder.node, record.address, record.port);
+    const up = await state.until(
+      () => (state.isConnected(holder) ? true : undefined),
+      state.timings.heartbeatMs,
+    );
+    if (up === null)
+      return `no connection to holder ${hexNode(holder.node)} at ${record.address}:${record.port}`;
+    if (state.role === Role.NONE) await this.changeRole(Role.MEMBER, holder.node);
+    if (!(await this.keyIsThere())) {
+      if (state.admitted) throw evicted(state);
+      return "our key was preempted by the new holder; registering again";
+    }
+    participant.joinTarget = holder.node;
+    this.#refusal = null;
+    const generation = state.generation(holder.node);
+    state.send(holder.node, {
+      kind: "JOIN",
+      incarnation: self.incarnation,
+      uuid: self.uuid,
+      address: self.address,
+      port: self.port,
+      hostname: self.hostName,
+      rejoin,
+      wireVersion: MXFS_WIRE_VERSION,
+    });
+    const patience = rejoin ? 4 * state.timings.nodeTimeoutMs : this.#deadline - state.now();
+    const answer = await state.until<"in" | "refused" | "lost">(() => {
+      if (memberOf(state.view, state.self) !== undefined) return "in";
+      if (this.#refusal !== null) return "refused";
+      if (state.generation(holder.node) !== generation || this.aborted()) return "lost";
+      return undefined;
+    }, patience);
+    if (answer === "in") return true;
+    const refusal = this.takeRefusal();
+    if (refusal === null) return `connection to holder ${hexNode(holder.node)} broke while joining`;
+    if (refusal.errno === ERRNO.EAGAIN) return refusal.reason;
+    throw new StartupFailed(
+      refusal.errno,
+      `the holder refuses us: ${refusal.reason}`,
+      refusal.errno === ERRNO.ESTALE,
+    );
+  }
+
+  private takeRefusal(): { errno: number; reason: string } | null {
+    const refusal = this.#refusal;
+    this.#refusal = null;
+    return refusal;
+  }
+
+  private async keyIsThere(): Promise<boolean> {
+    const { state } = this;
+    if (state.ports.pr === null) return true;
+    const keys = await state.ports.pr.readKeys();
+    state.alive();
+    return keys.kind === "ok" && keys.keys.includes(state.key);
+  }
+
+  private async changeRole(role: Role, holder: number): Promise<void> {
+    const { state } = this;
+    const changed = await state.ports.kernel.roleChange(role, holder, state.highestEpoch);
+    state.alive();
+    if (changed.error !== 0) {
+      const what =
+        role === Role.HOLDER ? "mount the XFS" : role === Role.MEMBER ? "claim the disk" : "let go";
+      throw new StartupFailed(changed.error, `the kernel could not ${what}: ${changed.message}`);
+    }
+    state.role = role;
+  }
+
+  /** The reservation is ours: nobody else writes, the XFS is mounted, the header says who is the holder. */
+  private async becomeHolder(): Promise<TryOutcome> {
+    const { state, coordinator } = this;
+    const { pr } = state.ports;
+    const started_at = state.now();
+    this.participant.joinTarget = null;
+    if (pr !== null) {
+      const keys = await pr.readKeys();
+      state.alive();
+      if (keys.kind === "error") return { again: `READ KEYS fails: ${keys.message}` };
+      for (const key of new Set(keys.keys)) {
+        if (key === state.key) continue;
+        if ((await fenceKey(state, key, "not in the view of the new holder")) === "failed") {
+          return { again: `key ${hexKey(key)} could not be preempted` };
+        }
+      }
+    }
+    if (state.role !== Role.NONE) await this.changeRole(Role.NONE, 0);
+    await this.changeRole(Role.HOLDER, state.self);
+    const header = await this.headerAfterMount();
+    state.header = header;
+    if (header !== null) state.raiseEpoch(header.epoch);
+    const old_slot = header?.members.find((member) => member.node === state.self)?.slot;
+    const { node, incarnation, address, port } = state.config.self;
+    coordinator.base = [{ node, incarnation, slot: old_slot ?? 0, address, port, role: Role.HOLDER }];
+    const key = header?.clusterKey ?? state.ports.random(MXFS_DISK_CLUSTER_KEY_SIZE);
+    coordinator.newClusterKey = key;
+    state.ports.net.setClusterKey(key);
+    state.log("info", "this node is the journal holder", { ms: state.now() - started_at });
+    coordinator.requestResync("start");
+    this.becameHolder();
+    const in_view = await state.until(
+      () => (memberOf(state.view, state.self) !== undefined ? true : undefined),
+      4 * state.timings.nodeTimeoutMs,
+    );
+    if (in_view === null)
+      throw new StartupFailed(ERRNO.ETIMEDOUT, "the first view was not committed in time");
+    return "done";
+  }
+
+  /** lockstate is there now; its metadata may take a moment to be seen raw. Null: no header was ever written. */
+  private async headerAfterMount(): Promise<DiskHeader | null> {
+    const { state } = this;
+    for (;;) {
+      const header = await this.readHeader();
+      if (typeof header !== "string") return header;
+      if (header === "no header") return null;
+      if (state.now() >= this.#deadline) {
+        throw new StartupFailed(ERRNO.EIO, `XFS is mounted, and .mxfs/lockstate on the raw disk: ${header}`);
+      }
+      await state.pause(state.timings.heartbeatMs / 4);
+    }
+  }
+
+  // ---- a restarted daemon -----------------------------------------------------------------------------------
+
+  private async rejoin(rejoin: Rejoin): Promise<void> {
+    const { state } = this;
+    if (rejoin.fenced) throw new StartupFailed(ERRNO.EIO, "the mount is fenced already", true);
+    if (rejoin.role === Role.NONE) {
+      throw new StartupFailed(ERRNO.EIO, "the daemon was restarted in the middle of a role change", true);
+    }
+    state.admitted = true;
+    state.role = rejoin.role;
+    state.raiseEpoch(rejoin.epoch);
+    const keys_deadline = state.now() + state.timings.nodeTimeoutMs;
+    for (;;) {
+      const why = await this.rejoinOnce(rejoin);
+      if (why === null) return;
+      state.log("warn", "rejoin waits", { why });
+      if (state.now() >= keys_deadline && state.location === null) {
+        throw new StartupFailed(ERRNO.EIO, `rejoin: ${why}`);
+      }
+      await state.pause(state.timings.heartbeatMs);
+    }
+  }
+
+  /** Null: back in the view. */
+  private async rejoinOnce(rejoin: Rejoin): Promise<string | null> {
+    const { state } = this;
+    const { pr } = state.ports;
+    if (pr !== null) {
+      const keys = await pr.readKeys();
+      state.alive();
+      if (keys.kind === "error") return `READ KEYS fails: ${keys.message}`;
+      if (!keys.keys.includes(state.key)) {
+        if (!state.mistakes.has("reregister-after-fence")) throw evicted(state);
+        await pr.register(state.key);
+      }
+    }
+    const header = await this.readHeader();
+    if (typeof header === "string") return header;
+    state.raiseEpoch(header.epoch);
+    await this.readHeartbeats();
+    if (rejoin.role === Role.HOLDER) return this.rejoinAsHolder(header);
+    const me = activeMembers(header).find((m) => prKey(m.node, m.incarnation) === state.key);
+    if (me === undefined) throw evicted(state);
+    this.startHeartbeat(me);
+    const outcome = await this.follow(header, true);
+    return outcome === "done" ? null : outcome === "at-once" ? "again" : outcome.again;
+  }
+
+  private async rejoinAsHolder(header: DiskHeader): Promise<string | null> {
+    const { state, coordinator } = this;
+    const { pr } = state.ports;
+    if (pr !== null) {
+      const reservation = await pr.readReservation();
+      state.alive();
+      if (reservation.kind === "error") return `READ RESERVATION fails: ${reservation.message}`;
+      if (reservation.kind !== "held" || reservation.key !== state.key) throw evicted(state);
+    }
+    const members: MemberInfo[] = [];
+    const lost: MemberInfo[] = [];
+    for (const { node, incarnation, slot } of activeMembers(header)) {
+      const mine = prKey(node, incarnation) === state.key;
+      // The daemon died as the successor of a hand-over: the old holder has left.
+      if (!mine && node === header.holder) continue;
+      const record = mine ? state.config.self : this.recordOf({ node, incarnation, slot, state: 0 });
+      const role = mine ? Role.HOLDER : Role.MEMBER;
+      const known = record !== null && record.address !== "";
+      const member = {
+        node,
+        incarnation,
+        slot,
+        address: known ? record.address : "0.0.0.0",
+        port: known ? record.port : 1,
+        role,
+      };
+      members.push(member);
+      if (!known) lost.push(member);
+    }
+    if (!members.some((member) => member.node === state.self)) throw evicted(state);
+    coordinator.base = members;
+    this.lease.watch(members);
+    for (const member of lost)
+      coordinator.evict(member, "its heartbeat record is unreadable: no address known");
+    coordinator.requestResync("the holder's daemon was restarted");
+    this.becameHolder();
+    await state.until(
+      () => (memberOf(state.view, state.self) !== undefined ? true : undefined),
+      64 * state.timings.nodeTimeoutMs,
+    );
+    return state.view === null ? "no view could be committed" : null;
+  }
+
+  private startHeartbeat(me: HeaderMember): void {
+    const { state } = this;
+    if (state.location === null || state.heartbeatWrittenAt >= 0) return;
+    const { self } = state.config;
+    state.ports.disk.setHeartbeat(state.location, me.slot, {
+      volume: state.ports.disk.volume,
+      epoch: state.highestEpoch,
+      node: self.node,
+      incarnation: self.incarnation,
+      uuid: self.uuid,
+      role: state.role,
+      port: self.port,
+      address: self.address,
+      unreachableSlots: 0n,
+      hostName: self.hostName,
+    });
+  }
+
+  // ---- reading the disk -------------------------------------------------------------------------------------
+
+  private async readHeader(): Promise<DiskHeader | "not found" | "unreadable" | "no header"> {
+    const { state } = this;
+    const { disk } = state.ports;
+    const located = await disk.locateLockstate();
+    state.alive();
+    if (located.kind === "not-found") return "not found";
+    if (located.kind === "unreadable") {
+      state.log("warn", "lockstate cannot be found on the raw disk", { why: located.message });
+      return "unreadable";
+    }
+    state.location = located.location;
+    const outcome = await disk.readHeader(located.location);
+    state.alive();
+    if (outcome.kind === "error") {
+      state.log("warn", "the header cannot be read", { why: outcome.message });
+      return "unreadable";
+    }
+    for (const problem of outcome.problems) state.log("warn", "lockstate header", { problem });
+    if (outcome.kind === "none") return outcome.problems.length === 0 ? "no header" : "unreadable";
+    const mismatch = headerMismatch(outcome.header, located.location);
+    if (mismatch !== null) {
+      state.log("warn", "the header does not belong to the file", { mismatch });
+      return "unreadable";
+    }
+    state.ports.net.setClusterKey(outcome.header.clusterKey);
+    state.raiseEpoch(outcome.header.epoch);
+    return outcome.header;
+  }
+
+  private async readHeartbeats(): Promise<void> {
+    const { state } = this;
+    if (state.location === null) return;
+    const outcome = await state.ports.disk.readHeartbeats(state.location);
+    state.alive();
+    if (outcome.kind === "error") {
+      // Nobody's silence counts while we are deaf.
+      this.#watch.reset();
+      state.log("warn", "heartbeats cannot be read", { why: outcome.message });
+      return;
+    }
+    state.heartbeats = outcome.records;
+    this.#watch.note(outcome.records, state.now());
+  }
+
+  private recordOf(member: HeaderMember): HeartbeatRecord | null {
+    const record = this.state.heartbeats[member.slot] ?? null;
+    return record?.node === member.node && record.incarnation === member.incarnation ? record : null;
+  }
+
+  // ---- giving up --------------------------------------------------------------------------------------------
+
+  /** The mount fails: let everything go that this start has taken. */
+  async cleanUp(): Promise<void> {
+    const { state } = this;
+    const { pr } = state.ports;
+    if (state.halted) return;
+    await state.ports.disk.stopHeartbeat(false);
+    state.alive();
+    if (state.role !== Role.NONE) {
+      const changed = await state.ports.kernel.roleChange(Role.NONE, 0, state.highestEpoch);
+      state.alive();
+      if (changed.error !== 0) {
+        state.log("error", "the kernel could not let go; our key stays", { errno: changed.error });
+        return;
+      }
+    }
+    if (pr === null) return;
+    const reservation = await pr.readReservation();
+    state.alive();
+    const mine = reservation.kind === "held" && reservation.key === state.key;
+    const header = state.header;
+    if (mine && header !== null && deadMembers(header).length > 0) {
+      state.log("warn", "the reservation stays: evicted nodes have not come back", {});
+      return;
+    }
+    const outcome = await pr.unregister(state.key);
+    state.alive();
+    if (outcome.kind === "error") state.log("error", "cannot unregister our key", { error: outcome.message });
+  }
+}
+
+/** Which heartbeats move, by our own clock, from one read to the next. */
+class HeartbeatWatch {
+  readonly #seen = new Map<bigint, { sequence: bigint; movedAt: number; moved: boolean }>();
+  #beganAt = -1;
+
+  reset(): void {
+    this.#seen.clear();
+    this.#beganAt = -1;
+  }
+
+  note(records: readonly (HeartbeatRecord | null)[], now: number): void {
+    if (this.#beganAt < 0) this.#beganAt = now;
+    for (const record of records) {
+      if (record === null) continue;
+      const key = prKey(record.node, record.incarnation);
+      const seen = this.#seen.get(key);
+      if (seen === undefined) this.#seen.set(key, { sequence: record.sequence, movedAt: now, moved: false });
+      else if (seen.sequence !== record.sequence) {
+        this.#seen.set(key, { sequence: record.sequence, movedAt: now, moved: true });
+      }
+    }
+  }
+
+  moved(node: number, incarnation: number): boolean {
+    return this.#seen.get(prKey(node, incarnation))?.moved ?? false;
+  }
+
+  /** How long it has not moved, at most since the first read. */
+  silentMs(node: number, incarnation: number, now: number): number {
+    if (this.#beganAt < 0) return 0;
+    return now - (this.#seen.get(prKey(node, incarnation))?.movedAt ?? this.#beganAt);
+  }
+}
+
+function evicted(state: ClusterState): StartupFailed {
+  return new StartupFailed(
+    ERRNO.EIO,
+    `our key ${hexKey(state.key)}, or our place in the view, is gone: another node has evicted us`,
+    true,
+  );
+}
+
+function describe(outcome: { readonly kind: string; readonly message?: string }): string {
+  return outcome.message ?? outcome.kind;
+}

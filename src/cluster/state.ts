@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/**
+ * What the parts of the cluster core share: the node's own standing, the view, who is connected, the header, and one
+ * condition variable. Events change a field and poke(); flows (start-up, view change, hand-over) are async functions
+ * that read from top to bottom and wait with until(). A flow never sees half an event, since events are synchronous.
+ *
+ * Protocol: after fence() or halt() every until() throws Halted, so a flow ends at its next wait; a flow that awaits
+ * a port calls alive() behind it, for the same end.
+ *
+ * Known weakness: every poke() evaluates every waiter's predicate; there are a handful of waiters at most.
+ */
+import type { DiskHeader, HeaderMember, LockstateLocation } from "../disk/lockstate.js";
+import { HEADER_MEMBER_STATE } from "../disk/lockstate.js";
+import type { HeartbeatRecord } from "../disk/record.js";
+import { Role } from "../wire/abi.js";
+import type { ClusterMessage, MemberInfo } from "../wire/messages.js";
+import { type ClusterConfig, leaseGraceMs, type Timings } from "./config.js";
+import { type LogFields, type LogLevel, type Ports, prKey, type TimerHandle, type View } from "./ports.js";
+
+/** Thrown into flows when the node is fenced or the daemon stops: not an error, the flow is simply over. */
+export class Halted extends Error {
+  constructor() {
+    super("the cluster core has halted");
+    this.name = "Halted";
+  }
+}
+
+export type Phase =
+  | "starting"
+  | "running"
+  /** The mount is going; leave or hand-over under way. */
+  | "leaving"
+  /** Final for this mount. */
+  | "fenced"
+  | "stopped";
+
+/**
+ * Mistakes that tests plant on purpose, to prove that the simulator would see them (test/sim). Always empty in life.
+ */
+export type Mistake = "skip-fence" | "skip-lease-wait" | "accept-stale-epoch" | "reregister-after-fence";
+
+interface Waiter {
+  check(): boolean;
+  halt(): void;
+}
+
+const WAITERS_MAX = 64;
+
+export class ClusterState {
+  phase: Phase = "starting";
+  role: Role = Role.NONE;
+  location: LockstateLocation | null = null;
+  /** The header as last read, or written by us. */
+  header: DiskHeader | null = null;
+  /** The committed view. */
+  view: View | null = null;
+  /** The view being prepared; null between changes. */
+  next: View | null = null;
+  /** Above every epoch heard of: in the header, in messages, from the kernel. */
+  highestEpoch = 0n;
+  /** Has written to the volume, or may have: from now on its key is never registered again. */
+  admitted = false;
+  /** This node's gate was shut for a hand-over. */
+  gateShut = false;
+  /** The request id of VOLUME_UNMOUNT. */
+  unmountRequest: bigint | null = null;
+  /** Authenticated connections: node to incarnation. */
+  readonly connected = new Map<number, number>();
+  /** Rises whenever a connection comes or goes: what was sent before may be lost. */
+  readonly connectionGeneration = new Map<number, number>();
+  /** Time of the last own heartbeat write reported; -1 before the first. */
+  heartbeatWrittenAt = -1;
+  heartbeats: readonly (HeartbeatRecord | null)[] = [];
+
+  readonly #waiters = new Set<Waiter>();
+
+  constructor(
+    readonly config: ClusterConfig,
+    readonly ports: Ports,
+    readonly mistakes: ReadonlySet<Mistake>,
+  ) {}
+
+  get self(): number {
+    return this.config.self.node;
+  }
+  get key(): bigint {
+    return prKey(this.config.self.node, this.config.self.incarnation);
+  }
+  get timings(): Timings {
+    return this.config.timings;
+  }
+  get graceMs(): number {
+    return leaseGraceMs(this.config.timings);
+  }
+  get halted(): boolean {
+    return this.phase === "fenced" || this.phase === "stopped";
+  }
+  now(): number {
+    return this.ports.clock.now();
+  }
+  log(level: LogLevel, text: string, fields: LogFields = {}): void {
+    this.ports.log(level, text, fields);
+  }
+  send(node: number, message: ClusterMessage): void {
+    this.ports.net.send(node, message);
+  }
+  /** Throws Halted when the node was fenced or stopped while a port was at work. */
+  alive(): void {
+    if (this.halted) throw new Halted();
+  }
+  raiseEpoch(epoch: bigint): void {
+    if (epoch > this.highestEpoch) this.highestEpoch = epoch;
+  }
+  isConnected(member: { node: number; incarnation: number }): boolean {
+    return member.node === this.self || this.connected.get(member.node) === member.incarnation;
+  }
+  generation(node: number): number {
+    return this.connectionGeneration.get(node) ?? 0;
+  }
+
+  /** Something changed: look at all waiters' conditions. */
+  poke(): void {
+    for (const waiter of [...this.#waiters]) {
+      if (this.#waiters.has(waiter) && waiter.check()) this.#waiters.delete(waiter);
+    }
+  }
+
+  /** Ends all flows. */
+  halt(phase: "fenced" | "stopped"): void {
+    this.phase = phase;
+    for (const waiter of [...this.#waiters]) waiter.halt();
+    this.#waiters.clear();
+  }
+
+  /** Waits until predicate() gives something else than undefined; null when timeoutMs have passed first. */
+  until<T>(predicate: () => T | undefined, timeoutMs: number): Promise<T | null> {
+    if (this.halted) return Promise.reject(new Halted());
+    const now_value = predicate();
+    if (now_value !== undefined) return Promise.resolve(now_value);
+    if (timeoutMs <= 0) return Promise.resolve(null);
+    if (this.#waiters.size >= WAITERS_MAX) {
+      return Promise.reject(
+        new Error(`cluster core: more than ${WAITERS_MAX} flows wait at once; a flow leaks`),
+      );
+    }
+    return new Promise<T | null>((resolve, reject) => {
+      let timer: TimerHandle | null = null;
+      const { clock } = this.ports;
+      const done = (): void => {
+        if (timer !== null) clock.clearTimer(timer);
+        timer = null;
+      };
+      const waiter: Waiter = {
+        check: () => {
+          const value = predicate();
+          if (value === undefined) return false;
+          done();
+          resolve(value);
+          return true;
+        },
+        halt: () => {
+          done();
+          reject(new Halted());
+        },
+      };
+      timer = clock.setTimer(timeoutMs, () => {
+        timer = null;
+        if (this.#waiters.delete(waiter)) resolve(null);
+      });
+      this.#waiters.add(waiter);
+    });
+  }
+
+  /** A plain pause in a retry loop, ended early by `wake` if that is given and true. */
+  async pause(ms: number, wake: () => boolean = () => false): Promise<void> {
+    await this.until(() => (wake() ? true : undefined), ms);
+  }
+}
+
+export function memberOf(view: View | null, node: number): MemberInfo | undefined {
+  return view?.members.find((member) => member.node === node);
+}
+
+export function activeMembers(header: DiskHeader): HeaderMember[] {
+  return header.members.filter((member) => member.state === HEADER_MEMBER_STATE.ACTIVE);
+}
+
+/** Evicted and not seen to come back: while there are any, the reservation must not be released. */
+export function deadMembers(header: DiskHeader): HeaderMember[] {
+  return header.members.filter((member) => member.state === HEADER_MEMBER_STATE.DEAD);
+}
+
+/** Node ids in messages. */
+export function hexNode(node: number): string {
+  return node.toString(16).padStart(8, "0");
+}

@@ -11,6 +11,8 @@ mkdir -p .lab/cache
 
 say() { printf 'build: %s\n' "$*"; }
 die() { printf 'build: %s\n' "$*" >&2; exit 1; }
+trap 'echo "build: line $LINENO failed" >&2' ERR
+set -E
 
 exec 9>.lab/build.lock
 flock 9
@@ -61,7 +63,7 @@ build_native() {
 build_kernel() {
   [ -e kernel/Makefile ] || return 0
   local stamp=.lab/kernel-sources now release
-  release=$(dpkg-query -W -f '${Depends}' linux-headers-amd64 | grep -o 'linux-headers-[^ ,]*' | head -n 1)
+  release=$(dpkg-query -W -f '${Depends}' linux-headers-amd64 | grep -o 'linux-headers-[^ ,]*' | sed -n 1p)
   now=$({ find kernel -type f \( -name '*.[ch]' ! -name '*.mod.c' -o -name Makefile -o -name Kbuild \); find include -type f; } |
     sort | fingerprint; echo "$release")
   [ -e kernel/mxfs.ko ] && [ "$(cat $stamp 2>/dev/null)" = "$now" ] && return

@@ -13,6 +13,8 @@ cache=.lab/cache
 
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+trap 'echo "setup: line $LINENO failed" >&2' ERR
+set -E
 
 NODE_NEEDED=20.19.0
 PACKAGES=(
@@ -71,7 +73,7 @@ install_packages() {
 
 # The kernel release whose headers linux-headers-amd64 stands for.
 headers_release() {
-  dpkg-query -W -f '${Depends}' linux-headers-amd64 | grep -o 'linux-headers-[^ ,]*' | head -n 1 | sed 's/^linux-headers-//'
+  dpkg-query -W -f '${Depends}' linux-headers-amd64 | grep -o 'linux-headers-[^ ,]*' | sed -n '1s/^linux-headers-//p'
 }
 
 fetch_kernel() {
@@ -92,7 +94,7 @@ fetch_kernel() {
   deb=$(echo "$work"/*.deb)
   say "unpacking it"
   dpkg -x "$deb" "$work/root"
-  offset=$(LC_ALL=C grep -abom1 -P '\xFD7zXZ\x00' "$work/root/boot/vmlinuz-$release" | head -n 1 | cut -d: -f1)
+  offset=$(LC_ALL=C grep -abom1 -P '\xFD7zXZ\x00' "$work/root/boot/vmlinuz-$release" | sed -n '1s,:.*,,p')
   [ -n "$offset" ] || die "boot/vmlinuz-$release holds no xz stream: expected Debian's compression"
   tail -c +"$((offset + 1))" "$work/root/boot/vmlinuz-$release" | xz -dc --single-stream >"$work/root/vmlinux"
   depmod -b "$work/root" "$release"

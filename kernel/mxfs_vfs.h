@@ -115,6 +115,9 @@ ssize_t mxfs_pages_write(struct inode *inode, loff_t pos, struct iov_iter *from)
 /* The page with the old end of file: nothing written beyond it through mappings may become visible. */
 void mxfs_pages_zero_tail(struct inode *inode, loff_t old_size);
 
+/* mxfs_cache.c: writes and drops pages; -EBUSY if stores through mappings win. last -1: all */
+int mxfs_pages_drop(struct inode *inode, pgoff_t first, pgoff_t last);
+
 /* mxfs_xattr.c */
 ssize_t mxfs_listxattr(struct dentry *dentry, char *buf, size_t size);
 struct posix_acl *mxfs_get_acl(struct inode *inode, int type, bool rcu);

@@ -94,9 +94,10 @@ fetch_kernel() {
   deb=$(echo "$work"/*.deb)
   say "unpacking it"
   dpkg -x "$deb" "$work/root"
-  offset=$(LC_ALL=C grep -abom1 -P '\xFD7zXZ\x00' "$work/root/boot/vmlinuz-$release" | sed -n '1s,:.*,,p')
+  offset=$(LC_ALL=C grep -abom1 -P '\xFD7zXZ\x00' "$work/root/boot/vmlinuz-$release" | LC_ALL=C cut -d: -f1 | sed -n 1p)
   [ -n "$offset" ] || die "boot/vmlinuz-$release holds no xz stream: expected Debian's compression"
-  tail -c +"$((offset + 1))" "$work/root/boot/vmlinuz-$release" | xz -dc --single-stream >"$work/root/vmlinux"
+  tail -c +"$((offset + 1))" "$work/root/boot/vmlinuz-$release" >"$work/vmlinux.xz"
+  xz -dc --single-stream <"$work/vmlinux.xz" >"$work/root/vmlinux"
   depmod -b "$work/root" "$release"
   rm -rf "$dir" "$work/root/boot"
   mv "$work/root" "$dir"

@@ -35,10 +35,17 @@ mount -t tmpfs -o size=75% tmpfs /tmpfs || fail "mount tmpfs"
 mkdir -p /tmpfs/upper /tmpfs/work
 mount -t overlay -o lowerdir=/lower,upperdir=/tmpfs/upper,workdir=/tmpfs/work overlay /root || fail "mount overlay"
 
+# Before the project, which may be a clone somewhere in /tmp.
+mount -t tmpfs tmpfs /root/tmp && chmod 1777 /root/tmp
+mount -t tmpfs tmpfs /root/run
+mount -t tmpfs tmpfs /root/var/log
+mkdir -p /root/run/lock
+
 # Modules of the guest's kernel, before the project is mounted over its own (slower) place.
 mkdir -p "/root/lib/modules/$release"
 mount --bind "/lower$kernel/lib/modules/$release" "/root/lib/modules/$release" || fail "bind the kernel's modules"
 
+mkdir -p "/root$project"
 mount -t 9p -o trans=virtio,version=9p2000.L,cache=none,ro,msize=512000 project "/root$project" || fail "mount the project"
 mkdir -p /root/mxfs /root/share /root/etc/mxfs /root/mnt
 mount --bind "/root$project" /root/mxfs || fail "bind /mxfs"
@@ -46,10 +53,6 @@ mount -t 9p -o trans=virtio,version=9p2000.L,cache=none,msize=512000 share /root
 mkdir -p /root/share/etc-mxfs
 mount --bind /root/share/etc-mxfs /root/etc/mxfs || fail "bind /etc/mxfs"
 
-mount -t tmpfs tmpfs /root/tmp && chmod 1777 /root/tmp
-mount -t tmpfs tmpfs /root/run
-mount -t tmpfs tmpfs /root/var/log
-mkdir -p /root/run/lock
 mount --move /dev /root/dev
 mount --move /proc /root/proc
 mount --move /sys /root/sys

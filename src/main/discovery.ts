@@ -27,7 +27,7 @@ export interface DiscoveryOptions {
   readonly self: number;
   readonly incarnation: number;
   readonly uuid: Uint8Array;
-  /** UDP port, and the TCP port that is announced. */
+  /** The TCP port that is announced. */
   readonly port: number;
   /** Address announced; null: receivers take the packet's source. */
   readonly address: string | null;
@@ -48,6 +48,7 @@ export class Discovery {
   #timer: NodeJS.Timeout | null = null;
   #key: Uint8Array | null = null;
   #epoch = 0n;
+  #port = 0;
   #role: Role = 0;
   #counter: bigint;
   droppedCount = 0;
@@ -58,9 +59,10 @@ export class Discovery {
     this.#counter = BigInt(Date.now()) << 10n;
   }
 
-  /** Binds the port. Failing multicast (no route, say) is reported and the rest goes on. */
-  async open(): Promise<void> {
-    const { port, iface, multicast, broadcast, log } = this.#options;
+  /** Binds the UDP port, which all volumes of a host share. Failing multicast (no route, say) is reported and the rest goes on. */
+  async open(port: number): Promise<void> {
+    const { iface, multicast, broadcast, log } = this.#options;
+    this.#port = port;
     const socket = createSocket({ type: "udp4", reuseAddr: true });
     this.#socket = socket;
     await new Promise<void>((resolve, reject) => {
@@ -144,7 +146,8 @@ export class Discovery {
   }
 
   #spread(type: DiscoveryPacket["type"]): void {
-    const { multicast, broadcast, peers, port } = this.#options;
+    const { multicast, broadcast, peers } = this.#options;
+    const port = this.#port;
     if (this.#key === null) {
       return;
     }

@@ -290,15 +290,30 @@ export class PeerNetwork {
     readonly events: PeerNetEvents,
   ) {}
 
-  /** Starts to listen; resolves with the port. @throws when the port is taken. */
-  listen(): Promise<number> {
+  /**
+   * Starts to listen; resolves with the port. Where the port is taken (another volume's daemon on this host) the
+   * system chooses another one: peers learn it from the heartbeat record and from discovery.
+   */
+  async listen(): Promise<number> {
+    try {
+      return await this.#listen(this.options.port);
+    } catch (error) {
+      if (!(error instanceof Error && "code" in error && error.code === "EADDRINUSE")) {
+        throw error;
+      }
+      this.events.log("info", "the port is taken, listening on another one", { port: this.options.port });
+      return await this.#listen(0);
+    }
+  }
+
+  #listen(port: number): Promise<number> {
     const server = createServer((socket) => {
       this.#adopt(new Connection(this, socket, null, socket.remoteAddress ?? "unknown"));
     });
     this.#server = server;
     return new Promise((resolve, reject) => {
       server.once("error", reject);
-      server.listen({ port: this.options.port, host: "0.0.0.0" }, () => {
+      server.listen({ port, host: "0.0.0.0" }, () => {
         server.off("error", reject);
         server.on("error", (error) =>
           this.events.log("error", "listening socket failed", { error: error.message }),

@@ -51,8 +51,8 @@ export interface WorkerSetup {
   readonly port: number;
   readonly iface: string | null;
   readonly kernel: KernelSetup | null;
-  /** The lock engine's buffers. */
-  readonly engine: unknown;
+  /** The lock table. */
+  readonly engine: SharedArrayBuffer;
   /** NodeWords. */
   readonly words: SharedArrayBuffer;
   readonly heartbeatMs: number;
@@ -99,7 +99,7 @@ export interface OutFrame {
 export type ToPeer =
   | { readonly kind: "frames"; readonly frames: readonly OutFrame[] }
   /** Everything posted on this port before is with its connection: tell the lease worker `marked`. */
-  | { readonly kind: "mark"; readonly id: number }
+  | { readonly kind: "mark"; readonly id: string }
   | { readonly kind: "key"; readonly key: Uint8Array }
   | { readonly kind: "connect"; readonly node: number; readonly address: string; readonly port: number }
   | { readonly kind: "disconnect"; readonly node: number }
@@ -109,8 +109,6 @@ export type ToPeer =
       readonly epoch: bigint;
       readonly message: ClusterMessage;
     }
-  /** The lock service resumed: frames of the new epoch that waited are taken now. */
-  | { readonly kind: "resumed"; readonly epoch: bigint }
   | { readonly kind: "stop" };
 
 // ---- to the lease worker -----------------------------------------------------------------------------------
@@ -132,7 +130,7 @@ export type ToLease =
   | { readonly kind: "connected"; readonly node: number; readonly incarnation: number }
   | { readonly kind: "lost"; readonly node: number }
   | { readonly kind: "message"; readonly node: number; readonly message: ClusterMessage }
-  | { readonly kind: "marked"; readonly id: number }
+  | { readonly kind: "marked"; readonly id: string }
   | { readonly kind: "heartbeat-written"; readonly atMs: number }
   | { readonly kind: "heartbeat-failed"; readonly failure: HeartbeatFailure }
   | {
@@ -192,6 +190,14 @@ export class NodeWords {
   }
   set nextEpoch(epoch: bigint) {
     Atomics.store(this.#u64, 2, epoch);
+  }
+
+  /** The daemon ends: the netlink worker leaves its loop. */
+  get stopping(): boolean {
+    return Atomics.load(this.#u32, 1) !== 0;
+  }
+  set stopping(stop: boolean) {
+    Atomics.store(this.#u32, 1, stop ? 1 : 0);
   }
 
   /** CLOCK_BOOTTIME ms at which the lease ends. */

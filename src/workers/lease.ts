@@ -1,0 +1,388 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//
+// The lease worker: runs the cluster core (src/cluster) over the real world. It is the only thread that decides
+// about views, leases, reservations and the header on disk.
+//
+// Responsible for: the core's ports (clock, reservations, kernel, disk, network, lock service), and for turning
+// the other threads' messages into the core's events. No decision is made in this file.
+//
+// Known weakness: a rejected port call ends the daemon (the kernel starts it again).
+
+import { randomBytes } from "node:crypto";
+import { bootTimeMs } from "../../native/index.js";
+import { ClusterCore } from "../cluster/core.js";
+import type {
+  ClockPort,
+  DiskPort,
+  KernelPort,
+  LocksPort,
+  NetPort,
+  Ports,
+  RoleChangeResult,
+  TimerHandle,
+  View,
+} from "../cluster/ports.js";
+import { lockstateSize } from "../disk/lockstate.js";
+import { LockEngine } from "../dlm/engine.js";
+import { NodeState } from "../wire/abi.js";
+import {
+  locateLockstate,
+  openReservations,
+  RawDevice,
+  readHeader,
+  readHeartbeats,
+  writeHeader,
+} from "./disk_io.js";
+import { LockDispatch } from "./dispatch.js";
+import { type KernelCommand, KernelLink } from "./kernel_link.js";
+import {
+  type KernelEvent,
+  NodeWords,
+  type OutFrame,
+  type ToHeartbeat,
+  type ToLease,
+  type ToPeer,
+} from "./protocol.js";
+import { openShell } from "./shell.js";
+
+const KERNEL_THREAD = 3;
+const EXIT_DRAIN_MS = 50;
+
+const shell = openShell("lease");
+const { setup } = shell;
+const peer = shell.port("peer");
+const netlink = shell.port("netlink");
+const heartbeat = shell.port("heartbeat");
+const main = shell.port("main");
+const words = new NodeWords(setup.words);
+const engine = LockEngine.attach(setup.engine);
+const device = new RawDevice(setup.device, true);
+const link = setup.kernel === null ? null : new KernelLink(setup.kernel, KERNEL_THREAD);
+
+const toPeer = (message: ToPeer): void => peer.postMessage(message);
+const toHeartbeat = (message: ToHeartbeat): void => heartbeat.postMessage(message);
+
+/** A promise kept by number until its answer comes. */
+class Waiting<T> {
+  readonly #waiting = new Map<string, (answer: T) => void>();
+
+  wait(id: string): Promise<T> {
+    return new Promise((resolve) => this.#waiting.set(id, resolve));
+  }
+
+  answer(id: string, answer: T): boolean {
+    const resolve = this.#waiting.get(id);
+    this.#waiting.delete(id);
+    resolve?.(answer);
+    return resolve !== undefined;
+  }
+}
+
+const kernelAnswers = new Waiting<RoleChangeResult>();
+const marks = new Waiting<void>();
+const reclaims = new Waiting<void>();
+const heartbeatStops: (() => void)[] = [];
+const sentRequests = new Map<number, bigint>();
+let nextRequest = BigInt(Math.floor(bootTimeMs())) << 20n;
+let nextMark = 1;
+
+const dispatch = new LockDispatch({
+  self: setup.self,
+  words,
+  kernel: link,
+  sendFrames: (frames: readonly OutFrame[]) => toPeer({ kind: "frames", frames }),
+  toControl: (type, entries) => shell.toMain({ kind: "control-locks", type, entries }),
+  log: shell.log,
+});
+
+/** A request to the kernel that is answered by DONE; without a kernel it is well at once. */
+function ask(command: (reqId: bigint) => KernelCommand, reqId = ++nextRequest): Promise<RoleChangeResult> {
+  if (link === null) {
+    return Promise.resolve({ error: 0, message: "" });
+  }
+  const answer = kernelAnswers.wait(reqId.toString());
+  sentRequests.set(link.send(command(reqId)), reqId);
+  return answer;
+}
+
+const clock: ClockPort = {
+  now: () => bootTimeMs(),
+  setTimer(delayMs, action) {
+    const id = ++timerCount;
+    timers.set(
+      id,
+      setTimeout(
+        () => {
+          timers.delete(id);
+          action();
+        },
+        Math.max(0, delayMs),
+      ),
+    );
+    return { id };
+  },
+  clearTimer(timer: TimerHandle) {
+    clearTimeout(timers.get(timer.id));
+    timers.delete(timer.id);
+  },
+};
+const timers = new Map<number, NodeJS.Timeout>();
+let timerCount = 0;
+
+const kernel: KernelPort = {
+  roleChange: (role, holder, epoch) =>
+    ask((reqId) => ({
+      cmd: "ROLE_CHANGE",
+      reqId,
+      role,
+      node: setup.self,
+      incarnation: setup.incarnation,
+      holder,
+      epoch,
+      lockstateSize: BigInt(lockstateSize(device.recordSize, setup.cluster.lockRecordCount)),
+    })),
+  gate: (open, reason, force) =>
+    ask((reqId) => ({ cmd: "GATE", reqId, gateOpen: open ? 1 : 0, reason, force: force ? 1 : 0 })),
+  async lockDump(epoch) {
+    const reqId = ++nextRequest;
+    if (link === null) {
+      return { error: 0, message: "" };
+    }
+    // The netlink worker marks the peer worker's port behind the last dumped lock.
+    const marked = marks.wait(`netlink:${reqId}`);
+    const done = await ask((id) => ({ cmd: "LOCK_DUMP", reqId: id, epoch }), reqId);
+    if (done.error === 0) {
+      await marked;
+    }
+    return done;
+  },
+  view(epoch, holder, resend) {
+    words.holder = holder;
+    words.epoch = epoch;
+    words.nextEpoch = epoch;
+    link?.send({ cmd: "VIEW", epoch, holder, resend: resend ? 1 : 0 });
+  },
+  lease(untilMs, epoch) {
+    words.leaseUntilMs = untilMs;
+    link?.send({ cmd: "LEASE", leaseUntil: BigInt(Math.floor(untilMs)), epoch });
+  },
+  ready(role, epoch, holder, leaseUntilMs) {
+    words.holder = holder;
+    words.leaseUntilMs = leaseUntilMs;
+    link?.send({ cmd: "DAEMON_READY", role, epoch, holder, leaseUntil: BigInt(Math.floor(leaseUntilMs)) });
+    shell.toMain({ kind: "started", part: "cluster" });
+  },
+  failed(errno, message) {
+    shell.log("error", `the mount fails: ${message}`, { errno });
+    link?.send({ cmd: "DAEMON_READY", error: errno, message });
+  },
+  nodeStatus(node, incarnation, state) {
+    link?.send({ cmd: "NODE_STATUS", node, incarnation, nodeState: state });
+  },
+  fenced(message) {
+    shell.log("error", `fenced, finally: ${message}`, {});
+    link?.send({ cmd: "FENCED", message });
+  },
+  unmountDone(requestId, errno, message) {
+    link?.send({ cmd: "DONE", reqId: requestId, error: errno, message });
+  },
+};
+
+const disk: DiskPort = {
+  volume: setup.volume,
+  volumeUuid: setup.volumeUuid,
+  locateLockstate: () => locateLockstate(device),
+  readHeader: (location) => readHeader(device, location, setup.volume),
+  writeHeader: (location, header) => writeHeader(device, location, header),
+  readHeartbeats: (location) =>
+    readHeartbeats(device, location, setup.volume, (slot, problem) =>
+      shell.log("warn", `heartbeat slot ${slot} counts as empty: ${problem}`, { slot }),
+    ),
+  setHeartbeat(location, slot, contents) {
+    toHeartbeat({ kind: "set", location, slot, contents });
+    shell.toMain({ kind: "status", part: "heartbeat", status: { slot, role: contents.role } });
+  },
+  stopHeartbeat(clear) {
+    return new Promise((resolve) => {
+      heartbeatStops.push(resolve);
+      toHeartbeat({ kind: "stop", clear });
+    });
+  },
+};
+
+const net: NetPort = {
+  setClusterKey(key) {
+    toPeer({ kind: "key", key });
+    clusterKey = key;
+    announce();
+  },
+  connect: (node, address, port) => toPeer({ kind: "connect", node, address, port }),
+  disconnect: (node) => toPeer({ kind: "disconnect", node }),
+  send: (node, message) => toPeer({ kind: "message", node, epoch: words.epoch, message }),
+  query: () => shell.toMain({ kind: "query" }),
+};
+let clusterKey: Uint8Array | null = null;
+
+function announce(): void {
+  if (clusterKey !== null) {
+    const role = words.holder === setup.self ? 1 : 2;
+    shell.toMain({ kind: "announce", key: clusterKey, epoch: words.epoch, role });
+  }
+}
+
+let currentView: View | null = null;
+
+function showView(): void {
+  const view = currentView;
+  shell.toMain({
+    kind: "status",
+    part: "view",
+    status: {
+      epoch: view === null ? "0" : view.epoch.toString(),
+      holder: view === null ? null : view.holder.toString(16),
+      role: view === null ? "none" : view.holder === setup.self ? "holder" : "member",
+      members: (view?.members ?? []).map((member) => ({
+        node: member.node.toString(16),
+        incarnation: member.incarnation,
+        slot: member.slot,
+        address: member.address,
+        port: member.port,
+        role: member.node === view?.holder ? "holder" : "member",
+      })),
+    },
+  });
+}
+
+const locks: LocksPort = {
+  freezeAndClear(view) {
+    words.nextEpoch = view.epoch;
+    engine.freezeAndClear(
+      view.epoch,
+      view.members.map((member) => member.node),
+    );
+    currentView = view;
+    shell.toMain({ kind: "frozen", epoch: view.epoch });
+  },
+  async reclaimControl(epoch) {
+    const id = nextMark++;
+    const reclaimed = reclaims.wait(String(id));
+    const marked = marks.wait(`main:${id}`);
+    shell.toMain({ kind: "reclaim", id, epoch });
+    await reclaimed;
+    await marked;
+  },
+  resume(epoch) {
+    words.epoch = epoch;
+    words.nextEpoch = epoch;
+    words.holder = currentView?.holder ?? 0;
+    engine.resume(epoch, dispatch.outbox, () => dispatch.end());
+    dispatch.end();
+    shell.toMain({ kind: "resumed", epoch });
+    announce();
+    showView();
+  },
+  purge(node) {
+    engine.purgeNode(node, dispatch.outbox, () => dispatch.end());
+    dispatch.end();
+  },
+};
+
+const ports: Ports = {
+  clock,
+  pr:
+    setup.cluster.fence === "none"
+      ? null
+      : openReservations(device, (text) => shell.log("info", `device: ${text}, command repeated`)),
+  kernel,
+  disk,
+  net,
+  locks,
+  log: (level, text, fields) => shell.log(level, text, fields),
+  random: (count) => new Uint8Array(randomBytes(count)),
+  exit(code) {
+    // What was posted to the peer worker before (LEFT, say) gets a moment to reach the wire.
+    setTimeout(() => shell.toMain({ kind: "exit", code }), EXIT_DRAIN_MS);
+  },
+};
+
+const core = new ClusterCore(setup.cluster, ports);
+
+function takeKernel(event: KernelEvent): void {
+  switch (event.cmd) {
+    case "DONE":
+      if (!kernelAnswers.answer(event.reqId.toString(), { error: event.error, message: event.message })) {
+        shell.log("warn", "the kernel answered a request that nobody made", { request: event.reqId });
+      }
+      return;
+    case "REFUSED": {
+      const reqId = sentRequests.get(event.seq);
+      if (reqId !== undefined) {
+        kernelAnswers.answer(reqId.toString(), { error: event.error, message: event.message });
+      }
+      shell.log("warn", `the kernel refused a message: ${event.message}`, {
+        errno: event.error,
+        seq: event.seq,
+      });
+      return;
+    }
+    case "VOLUME_UNMOUNT":
+      core.unmountRequested(event.reqId);
+      return;
+    case "VOLUME_ERROR":
+      core.kernelError(event.message);
+      return;
+  }
+}
+
+function take(message: ToLease): void {
+  switch (message.kind) {
+    case "kernel":
+      takeKernel(message.event);
+      return;
+    case "connected":
+      core.peerConnected(message.node, message.incarnation);
+      return;
+    case "lost":
+      core.peerLost(message.node);
+      return;
+    case "message":
+      core.message(message.node, message.message);
+      return;
+    case "marked":
+      marks.answer(message.id, undefined);
+      return;
+    case "heartbeat-written":
+      core.heartbeatWritten(message.atMs);
+      return;
+    case "heartbeat-failed":
+      core.heartbeatFailed(message.failure);
+      return;
+    case "heartbeats-read":
+      core.heartbeatsRead(message.records, message.atMs);
+      return;
+    case "heartbeat-stopped":
+      heartbeatStops.shift()?.();
+      return;
+    case "discovered":
+      core.discovered(message.packet);
+      return;
+    case "reclaimed":
+      reclaims.answer(String(message.id), undefined);
+      return;
+    case "stop":
+      core.unmountRequested(0n);
+      return;
+    default:
+      shell.fatal(new Error(`unknown message ${JSON.stringify(message)}`));
+  }
+}
+
+for (const port of [peer, netlink, heartbeat, main]) {
+  port.on("message", take);
+}
+shell.log("info", "cluster core starts", {
+  node: setup.self.toString(16),
+  incarnation: setup.incarnation,
+  state: NodeState.JOINING,
+});
+core.start();

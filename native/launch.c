@@ -113,6 +113,8 @@ static void set_environment(void)
 	setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", 0);
 	setenv("HOME", "/", 0);
 	setenv("LANG", "C.UTF-8", 0);
+	/* One hung disk command must not starve the others. */
+	setenv("UV_THREADPOOL_SIZE", "16", 0);
 }
 
 static void copy_value(char *to, const char *value, const char *name)

@@ -38,7 +38,8 @@
 #include <linux/kernel.h>
 #include <linux/list.h>
 #include <linux/mutex.h>
-#include <linux/percpu-rwsem.h>
+#include <linux/percpu-refcount.h>
+#include <linux/refcount.h>
 #include <linux/spinlock.h>
 #include <linux/statfs.h>
 #include <linux/uio.h>
@@ -73,13 +74,15 @@ struct mxfs_attr {
 /* ---------------------------------------------------------------- gate (mxfs_gate.c) */
 
 struct mxfs_gate {
-	struct percpu_rw_semaphore rwsem; /* read: an operation is inside; write: shut and drained */
-	wait_queue_head_t wait;		  /* openings, lease renewals, the end */
-	atomic_t shut;			  /* count of reasons why it is shut; starts at 1 */
-	bool write_held;
-	atomic64_t lease_until;		  /* CLOCK_BOOTTIME ms; S64_MAX: no lease needed (never by default) */
-	atomic_t fenced;		  /* 1: final */
-	struct mutex mutex;
+	struct percpu_ref inside;	/* one for each operation inside; dead while shut */
+	wait_queue_head_t wait;		/* openings, drained, lease renewals, the end */
+	atomic_t shut;			/* count of reasons why it is shut; starts at 1 */
+	bool force;			/* a shut in progress does not wait for those inside any longer */
+	atomic64_t lease_until;		/* CLOCK_BOOTTIME ms; 0: none yet */
+	atomic_t fenced;		/* 1: final */
+	struct mutex mutex;		/* shut against open */
+	struct delayed_work zap;	/* at the lease's end: unmaps what user space sees */
+	struct work_struct fence_work;
 	char reason[128];
 };
 
@@ -92,12 +95,14 @@ int mxfs_gate_try_enter(struct mxfs_sb_info *sbi);
 /* As enter, but waits uninterruptibly (write-back, recall); still ends with -EIO when fenced. */
 int mxfs_gate_enter_wait(struct mxfs_sb_info *sbi);
 void mxfs_gate_leave(struct mxfs_sb_info *sbi);
-/* Shut: returns when everybody inside has left. Nestable; each shut has its open. Sleeps. */
-int mxfs_gate_shut(struct mxfs_sb_info *sbi, const char *reason);
+/* Shut: returns when everybody inside has left (force: at once). Nestable; each shut has its open. Sleeps. */
+int mxfs_gate_shut(struct mxfs_sb_info *sbi, const char *reason, bool force);
 void mxfs_gate_open(struct mxfs_sb_info *sbi);
+/* Lets a shut that waits return at once. */
+void mxfs_gate_force(struct mxfs_sb_info *sbi);
 void mxfs_gate_lease(struct mxfs_sb_info *sbi, u64 until_ms);
 bool mxfs_gate_lease_valid(struct mxfs_sb_info *sbi);
-/* Final: wakes everybody with -EIO, zaps mappings, fails pending lock requests and fsops. */
+/* Final: wakes everybody with -EIO, zaps mappings, fails pending lock requests and fsops. Process context. */
 void mxfs_fence(struct mxfs_sb_info *sbi, const char *why);
 static inline bool mxfs_gate_fenced(struct mxfs_gate *gate)
 {
@@ -145,11 +150,15 @@ struct mxfs_lock {
 	u8 bast;			/* the mode somebody needs; NL: nobody */
 	u8 flags;
 	int users[MXFS_MODE_COUNT];
+	u16 waiters[MXFS_MODE_COUNT];	/* callers inside mxfs_lock_get's slow path, by mode */
+	u32 credits;			/* waiters that a pending BAST has to let use the lock once */
+	u32 deny_seq;			/* the request that `error` denied */
+	u32 stamp;			/* number of the last dump that listed it */
 	u64 gen;			/* rises whenever the granted mode has been below PR: cached facts of an older gen are void */
 	bool dirtied;			/* something was changed under EX since it was granted or last made durable */
 	int error;			/* of the last denial */
 	unsigned long granted_at;	/* jiffies */
-	struct work_struct work;	/* demote */
+	struct work_struct work;	/* demote; the owner is pinned while it is queued */
 };
 
 #define MXFS_LOCK_TRY 1	   /* NOQUEUE: -EAGAIN instead of waiting for other nodes */
@@ -179,7 +188,10 @@ int mxfs_lock_drop(struct mxfs_lock *lk, int mode, unsigned int flags);
 /* Lock then gate; on error nothing is held. flags: MXFS_LOCK_*. */
 int mxfs_op_begin(struct mxfs_sb_info *sbi, struct mxfs_lock *lk, int mode);
 void mxfs_op_end(struct mxfs_sb_info *sbi, struct mxfs_lock *lk, int mode);
-/* Several locks sorted by (ino, type, offset), duplicates merged to the stronger mode. */
+/*
+ * Several locks, sorted by (ino, type, offset), duplicates merged to the stronger mode: reqs is reordered, merged entries
+ * get lk = NULL. Entries whose lk is NULL are skipped.
+ */
 struct mxfs_lock_req {
 	struct mxfs_lock *lk;
 	int mode;
@@ -198,6 +210,9 @@ void mxfs_dlm_view(struct mxfs_sb_info *sbi, u64 epoch); /* resume */
 void mxfs_dlm_fence(struct mxfs_sb_info *sbi);		/* fail everything */
 /* Drops every lock to NL with write-out (unmount). */
 int mxfs_dlm_drop_all(struct mxfs_sb_info *sbi);
+void mxfs_dlm_freeze(struct mxfs_sb_info *sbi); /* the daemon is gone: hold messages back until the next view */
+/* Unmount begins: no recall pins an inode from now on (evict gives the locks up); running ones are waited for. */
+void mxfs_dlm_stop(struct mxfs_sb_info *sbi);
 
 /* ---------------------------------------------------------------- netlink (mxfs_netlink.c) */
 
@@ -213,6 +228,9 @@ struct sk_buff *mxfs_nl_new(struct mxfs_sb_info *sbi, int cmd, size_t payload, g
 void mxfs_nl_send(struct mxfs_sb_info *sbi, struct sk_buff *skb);
 void mxfs_nl_done(struct mxfs_sb_info *sbi, u64 req_id, int error, const char *message);
 int mxfs_nl_send_locks(struct mxfs_sb_info *sbi, int cmd, const struct mxfs_lock_entry *entries, int count, gfp_t gfp);
+u32 mxfs_nl_port(struct mxfs_sb_info *sbi); /* 0: no daemon is bound */
+void mxfs_nl_unbind(struct mxfs_sb_info *sbi);
+void mxfs_nl_flush(struct mxfs_sb_info *sbi); /* everything that the daemon has sent so far has been worked on */
 /* One part or all of an fsop payload, split as needed. node: 0 to the holder. */
 int mxfs_nl_send_fsop(struct mxfs_sb_info *sbi, int cmd, u32 node, u64 id, const void *payload, u32 len, gfp_t gfp);
 
@@ -377,6 +395,7 @@ struct mxfs_sb_info {
 	struct super_block *sb;
 	struct list_head list;	/* of all mounts */
 	refcount_t ref;		/* netlink handlers */
+	struct completion unreferenced;
 	u32 mount_id;
 	dev_t dev;
 	uuid_t uuid;		/* of the XFS */
@@ -388,6 +407,11 @@ struct mxfs_sb_info {
 	u32 role, holder;	/* enum mxfs_role; node id */
 	u64 epoch;
 	u32 kstate;
+	bool stopping;		/* unmount, or a mount that failed, is under way */
+	bool daemon_shut;	/* the gate is shut by the daemon's wish (or has never been opened); under role_mutex */
+	bool recovery_shut;	/* ... between RECOVERY_START and RECOVERY_DONE */
+	struct mutex role_mutex;
+	struct mxfs_lockstate_info lockstate;
 	struct mxfs_gate gate;
 	const struct mxfs_backend *be; /* swapped under a shut gate */
 
@@ -441,7 +465,14 @@ void mxfs_super_role_change(struct mxfs_sb_info *sbi, u64 req_id, u32 role, u32 
 			    u64 epoch, u64 lockstate_size);
 void mxfs_super_daemon_ready(struct mxfs_sb_info *sbi, int error, const char *message, u32 role, u64 epoch, u32 holder,
 			     u64 lease_until);
-void mxfs_super_daemon_gone(struct mxfs_sb_info *sbi);
+void mxfs_super_gate(struct mxfs_sb_info *sbi, u64 req_id, bool open, const char *reason, bool force);
+void mxfs_super_recovery(struct mxfs_sb_info *sbi, bool start, u32 node);
+/* In the handler of ATTACH, as the daemon: 0 or -errno. */
+int mxfs_super_daemon_attached(struct mxfs_sb_info *sbi);
+u32 mxfs_super_daemon_pid(struct mxfs_sb_info *sbi);
+void mxfs_super_daemon_gone(struct mxfs_sb_info *sbi); /* any context */
+/* The mount with the lowest id above `after`, referenced, or NULL. */
+struct mxfs_sb_info *mxfs_mount_next(u32 after);
 void mxfs_super_unmount_done(struct mxfs_sb_info *sbi, int error);
 void mxfs_super_view(struct mxfs_sb_info *sbi, u64 epoch, u32 holder, bool resend);
 

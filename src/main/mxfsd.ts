@@ -120,9 +120,19 @@ async function ask(op: "stop" | "status", volume: string | undefined): Promise<n
   return EXIT.done;
 }
 
+/** yargs takes a lone "-" for an argument of its own, not for the value of the option before it. */
+function joinDashes(words: readonly string[]): string[] {
+  return words.flatMap((word, at) => {
+    if (word === "-" && at > 0) {
+      return [];
+    }
+    return [words[at + 1] === "-" ? `${word}=-` : word];
+  });
+}
+
 let result: Promise<number> | null = null;
 
-await yargs(hideBin(process.argv))
+await yargs(joinDashes(hideBin(process.argv)))
   .scriptName("mxfsd")
   .command(
     "start [device]",

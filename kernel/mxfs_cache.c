@@ -136,7 +136,6 @@ static void mxfs_inode_demote(struct mxfs_lock *lk, int from, int to)
 {
 	struct inode *inode = lk->owner;
 
-	mxfs_count(lk->sbi, MXFS_COUNT_DEMOTE);
 	if (from > MXFS_MODE_PR)
 		mxfs_inode_clean(lk, inode);
 	if (to < MXFS_MODE_PR && from >= MXFS_MODE_PR)

@@ -138,7 +138,8 @@ static int mxfs_d_revalidate(struct dentry *dentry, unsigned int flags)
 	ret = mxfs_lock_get(&MXFS_I(dir)->lock, MXFS_MODE_PR, 0);
 	if (ret)
 		goto out;
-	if (READ_ONCE(dentry->d_time) == mxfs_names_token(dir) && !(flags & LOOKUP_REVAL)) {
+	if (READ_ONCE(dentry->d_time) == mxfs_names_token(dir) && !(flags & LOOKUP_REVAL) &&
+	    mxfs_gate_lease_valid(sbi)) {
 		mxfs_count(sbi, MXFS_COUNT_REVALIDATE_HIT);
 		ret = 1;
 	} else {

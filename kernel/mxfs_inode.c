@@ -291,7 +291,8 @@ int mxfs_attr_refresh(struct inode *inode)
 	struct mxfs_inode *mi = MXFS_I(inode);
 	int err;
 
-	if (READ_ONCE(mi->attr_gen) == mxfs_lock_gen(&mi->lock))
+	/* A cached lock is worth nothing without a lease: then wait at the gate. */
+	if (READ_ONCE(mi->attr_gen) == mxfs_lock_gen(&mi->lock) && mxfs_gate_lease_valid(sbi))
 		return 0;
 	err = mxfs_gate_enter(sbi);
 	if (err)

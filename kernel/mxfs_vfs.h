@@ -81,7 +81,6 @@ void mxfs_inode_gone(struct inode *inode);
 void mxfs_local_changed(struct inode *inode, loff_t size);
 /* Sends pending times if nothing is dirty any more. Outside the gate; EX is cached. */
 int mxfs_push_times(struct inode *inode);
-int mxfs_write_inode(struct inode *inode, struct writeback_control *wbc);
 int mxfs_permission(struct user_namespace *userns, struct inode *inode, int mask);
 int mxfs_getattr(struct user_namespace *userns, const struct path *path, struct kstat *stat, u32 mask,
 		 unsigned int flags);

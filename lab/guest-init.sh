@@ -47,8 +47,12 @@ mount --bind "/lower$kernel/lib/modules/$release" "/root/lib/modules/$release" |
 
 mkdir -p "/root$project"
 mount -t 9p -o trans=virtio,version=9p2000.L,cache=none,ro,msize=512000 project "/root$project" || fail "mount the project"
+# Except node_modules: hundreds of small files that do not change, and node opens them at every start.
+if [ -d "/root$project/node_modules" ]; then
+  mount --bind "/lower$project/node_modules" "/root$project/node_modules" || fail "bind node_modules"
+fi
 mkdir -p /root/mxfs /root/share /root/etc/mxfs /root/mnt
-mount --bind "/root$project" /root/mxfs || fail "bind /mxfs"
+mount --rbind "/root$project" /root/mxfs || fail "bind /mxfs"
 mount -t 9p -o trans=virtio,version=9p2000.L,cache=none,msize=512000 share /root/share || fail "mount /share"
 mkdir -p /root/share/etc-mxfs
 mount --bind /root/share/etc-mxfs /root/etc/mxfs || fail "bind /etc/mxfs"

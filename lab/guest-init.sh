@@ -92,7 +92,7 @@ for tool in mxfsd mxfs_lock; do
 #!/bin/sh
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root MXFS_NODE=$nodejs
 [ $tool = mxfsd ] && [ -x "$launcher" ] && exec "$launcher" "\$@"
-exec "$nodejs" "$project/dist/src/main/$tool.js" "\$@"
+exec "$nodejs" "$project/dist/daemon/$tool.js" "\$@"
 END
   chmod 755 "/root/usr/sbin/$tool"
 done

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //
 // mxfsd-launch: what the kernel module starts (call_usermodehelper) as the daemon. Prepares the process so that
-// the daemon can work for a file system under memory pressure, then execs node with dist/src/main/mxfsd.js and
+// the daemon can work for a file system under memory pressure, then execs node with dist/daemon/mxfsd.js and
 // all arguments.
 //
 // In order: stdio from /dev/null where closed; every other fd closed; a session of its own; PR_SET_IO_FLUSHER and
@@ -35,7 +35,7 @@
 #define EXIT_NOT_FOUND 127
 #define CONF_PATH "/etc/mxfs/launcher.conf"
 #define FALLBACK_HOME "/usr/lib/mxfs"
-#define SCRIPT "dist/src/main/mxfsd.js"
+#define SCRIPT "dist/daemon/mxfsd.js"
 #define NODE_FLAGS_MAX 16
 #define KMSG_ERR 3
 #define KMSG_WARNING 4

@@ -40,11 +40,12 @@ build_typescript() {
   # dist/ holds nothing whose source is gone: a deleted test must not go on passing.
   if [ -d dist ]; then
     find dist -name '*.js' -printf '%P\n' | while read -r file; do
-      [ -e "${file%.js}.ts" ] || rm -f "dist/$file"
+      [ -e "${file%.js}.ts" ] || [[ "$file" == daemon/* || "$file" == workers/* ]] || rm -f "dist/$file"
     done
   fi
   [ -n "$(find dist -name '*.js' -print -quit 2>/dev/null)" ] || rm -f dist/.tsbuildinfo
   node_modules/.bin/tsc -p . || die "typescript: errors, see above"
+  node scripts/bundle.mjs || die "bundle: errors, see above"
 }
 
 build_native() {
@@ -75,7 +76,7 @@ build_kernel() {
 # The workloads of demo, lab tests and perf, static, because guests start it often.
 build_work() {
   local out=.lab/bin/mxfs-work stamp=.lab/work-sources now
-  now=$(echo lab/work.c | fingerprint)
+  now=$(printf '%s\n' lab/work.c include/mxfs/netlink.h | fingerprint)
   [ -x $out ] && [ "$(cat $stamp 2>/dev/null)" = "$now" ] && return
   mkdir -p .lab/bin
   checked work "rm -f $out" gcc -static -O2 -Wall -Wextra -Wshadow -o $out lab/work.c

@@ -60,10 +60,10 @@ const test = suite<Context>("mxfsd-launch", { home: "" });
 
 test.before.each((context) => {
   context.home = mkdtempSync(`${tmpdir()}/mxfs-launch-`);
-  mkdirSync(`${context.home}/dist/src/main`, { recursive: true });
+  mkdirSync(`${context.home}/dist/daemon`, { recursive: true });
   mkdirSync(`${context.home}/native/build`, { recursive: true });
   writeFileSync(`${context.home}/package.json`, '{"type":"module"}');
-  writeFileSync(`${context.home}/dist/src/main/mxfsd.js`, DAEMON);
+  writeFileSync(`${context.home}/dist/daemon/mxfsd.js`, DAEMON);
 });
 
 test.after.each((context) => {
@@ -87,7 +87,7 @@ test("it runs the daemon of MXFS_HOME with all arguments and passes its exit sta
   assert.is(run.status, 7, run.stderr);
   const report = readReport(context);
   assert.equal(report.argv.slice(2), ["--volume", "a b", ""]);
-  assert.is(report.argv[1], `${context.home}/dist/src/main/mxfsd.js`);
+  assert.is(report.argv[1], `${context.home}/dist/daemon/mxfsd.js`);
   assert.is(report.execPath, process.execPath);
   assert.match(report.path, /\/usr\/sbin:\/usr\/bin/);
   assert.is(report.home, "/");
@@ -98,7 +98,7 @@ test("it finds the project from its own real path through a symbolic link", (con
   symlinkSync(`${context.home}/native/build/mxfsd-launch`, `${context.home}/mxfsd`);
   const run = spawnSync(`${context.home}/mxfsd`, [], { env: environment(context, {}), encoding: "utf8" });
   assert.is(run.status, 7, run.stderr);
-  assert.is(readReport(context).argv[1], `${context.home}/dist/src/main/mxfsd.js`);
+  assert.is(readReport(context).argv[1], `${context.home}/dist/daemon/mxfsd.js`);
 });
 
 test("the daemon leads its own session, inherits no descriptor, and has /dev/null where stdio was closed", (context) => {
@@ -166,7 +166,7 @@ test("launcher.conf names node, the project, and flags for node before the scrip
   );
   assert.is(run.status, 7, run.stderr);
   const report = readReport(context);
-  assert.equal(report.argv.slice(1), [`${context.home}/dist/src/main/mxfsd.js`, "argument"]);
+  assert.equal(report.argv.slice(1), [`${context.home}/dist/daemon/mxfsd.js`, "argument"]);
   assert.equal(report.execArgv, ["--title=mxfsd", "--no-warnings"]);
 });
 

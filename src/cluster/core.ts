@@ -100,6 +100,13 @@ export class ClusterCore implements ClusterEvents {
     try {
       await this.#startup.run();
     } catch (error) {
+      if (error instanceof Halted && this.isFenced() && state.config.rejoin === null) {
+        // mount(2) still waits for an answer.
+        state.ports.kernel.failed(ERRNO.EIO, "fenced during start-up, see the daemon's log; mount again");
+        state.phase = "stopped";
+        state.ports.exit(1);
+        return;
+      }
       if (!(error instanceof StartupFailed)) throw error;
       await this.startFailed(error);
     }

@@ -77,7 +77,10 @@ export class Coordinator {
       refuse(ERRNO.EAGAIN, "this node is not the holder");
       return;
     }
-    if (this.stepDown) return refuse(ERRNO.EAGAIN, "the holder is handing over; try again");
+    if (this.stepDown) {
+      refuse(ERRNO.EAGAIN, "the holder is handing over; try again");
+      return;
+    }
     const old = this.base.find((member) => member.node === from);
     const same = old !== undefined && old.incarnation === message.incarnation;
     if (message.rejoin && !same) {

@@ -146,6 +146,7 @@ export interface NetPort {
   setClusterKey(key: Uint8Array): void;
   /** Keep a connection to this peer up: dial, and again whenever it breaks, until disconnect(). Idempotent. */
   connect(node: number, address: string, port: number): void;
+  /** Stop dialling and close after what is queued was sent; peerLost follows when there was a connection. */
   disconnect(node: number): void;
   /** Queues the message; silently dropped when there is no authenticated connection (peerLost will say, or said). */
   send(node: number, message: ClusterMessage): void;

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/**
+ * The simulated cluster and the rules that are checked after every event:
+ *   1. At most one host has the XFS mounted whose writes still reach the disk.
+ *   2. Nobody writes before it has registered; a key that was preempted after its node wrote never comes back.
+ *   3. One epoch, one view: whoever commits an epoch commits the same holder and members.
+ *   4. Epochs rise: in the header, and on every kernel.
+ *   5. When a view is committed by its holder, everybody who was in the one before and is not any more is fenced and
+ *      its lease is out (or it left by itself).
+ *   6. When a holder commits, every member has told its locks for that very epoch.
+ *   7. No flow of the core ends in an unexpected exception.
+ */
+import { checkTimings, type Timings, TIMINGS_DEFAULT } from "../../src/cluster/config.js";
+import { prKey, type View } from "../../src/cluster/ports.js";
+import type { Mistake } from "../../src/cluster/state.js";
+import { Host } from "./host.js";
+import { Network } from "./network.js";
+import { PrTarget, Random, SharedDisk, Timeline, Violation } from "./world.js";
+
+export interface ClusterOptions {
+  readonly seed: number;
+  readonly hostCount: number;
+  readonly mistakes?: ReadonlySet<Mistake>;
+  readonly timings?: Timings;
+  /** 0 silent, 1 story, 2 with messages. */
+  readonly verbose?: number;
+}
+
+const STORY_MAX = 20_000;
+
+export class Cluster {
+  readonly time = new Timeline();
+  readonly random: Random;
+  readonly target: PrTarget;
+  readonly disk = new SharedDisk();
+  readonly network: Network;
+  readonly hosts: Host[] = [];
+  readonly verbose: number;
+  readonly storyLines: string[] = [];
+  violation: string | null = null;
+  commits = 0;
+  #serial = 0;
+  readonly #views = new Map<bigint, string>();
+  #lastView: View | null = null;
+
+  constructor(readonly options: ClusterOptions) {
+    this.random = new Random(options.seed);
+    this.verbose = options.verbose ?? 0;
+    this.target = new PrTarget(this.random.chance(0.5));
+    this.network = new Network(this);
+    const timings = options.timings ?? TIMINGS_DEFAULT;
+    checkTimings(timings);
+    for (let i = 0; i < options.hostCount; i++) {
+      const node = (Math.imul(i + 1, 0x9e3779b1) ^ options.seed) >>> 0;
+      this.hosts.push(new Host(this, i, node, timings, options.mistakes ?? new Set()));
+    }
+  }
+
+  nextSerial(): number {
+    return ++this.#serial;
+  }
+  hostOf(node: number): Host | undefined {
+    return this.hosts.find((host) => host.node === node);
+  }
+
+  story(line: string): void {
+    if (this.storyLines.length >= STORY_MAX) this.storyLines.splice(0, STORY_MAX / 2);
+    const text = `${((this.time.now - 1_000_000) / 1000).toFixed(3).padStart(9)} ${line}`;
+    this.storyLines.push(text);
+    if (this.verbose > 0) console.log(text);
+  }
+
+  violate(what: string): void {
+    if (this.violation !== null) return;
+    this.violation = what;
+    this.story(`VIOLATION ${what}`);
+  }
+
+  /** Runs an action of the world whose own checks throw Violation. */
+  guarded<T>(action: () => T): T | null {
+    try {
+      return action();
+    } catch (error) {
+      if (!(error instanceof Violation)) throw error;
+      this.violate(error.message);
+      return null;
+    }
+  }
+
+  /** Virtual milliseconds pass; every event is followed by the checks. Stops at the first violation. */
+  async pass(ms: number, until: () => boolean = () => false): Promise<void> {
+    let over = false;
+    const end = this.time.at(ms, () => {
+      over = true;
+    });
+    await this.time.run(
+      () => over || this.violation !== null || until(),
+      () => this.check(),
+    );
+    end.cancelled = true;
+  }
+
+  private check(): void {
+    const writers = this.hosts.filter((host) => host.writesLog());
+    if (writers.length > 1) {
+      this.violate(`rule 1: XFS mounted and writing on ${writers.map((host) => host.name).join(" and ")}`);
+    }
+  }
+
+  /** A host's lock service resumes in a view. */
+  resumed(host: Host, epoch: bigint, view: View): void {
+    this.commits++;
+    const text = `holder ${view.holder} members ${view.members.map((m) => `${m.node}.${m.incarnation}@${m.slot}`).join()}`;
+    const known = this.#views.get(epoch);
+    if (known !== undefined && known !== text) {
+      this.violate(`rule 3: epoch ${epoch} is [${known}] and on ${host.name} [${text}]`);
+    }
+    this.#views.set(epoch, text);
+    if (view.holder !== host.node) return;
+    for (const old of this.#lastView?.members ?? []) {
+      if (view.members.some((m) => m.node === old.node && m.incarnation === old.incarnation)) continue;
+      const gone = this.hostOf(old.node);
+      if (gone === undefined || gone.kernel.incarnation !== old.incarnation || gone.kernel.unmounting) continue;
+      if (gone.serving()) {
+        this.violate(`rule 5: ${gone.name} was put out in epoch ${epoch} while its lease runs`);
+      }
+      if ([...this.target.keys.values()].includes(prKey(old.node, old.incarnation))) {
+        this.violate(`rule 5: ${gone.name} was put out in epoch ${epoch} and is not fenced`);
+      }
+    }
+    for (const member of view.members) {
+      const of = this.hostOf(member.node);
+      if (of === undefined || !of.powered || of.kernel.incarnation !== member.incarnation) continue;
+      if (of.kernel.dumpedEpoch !== epoch) {
+        this.violate(`rule 6: epoch ${epoch} granted before ${of.name} told its locks (${of.kernel.dumpedEpoch})`);
+      }
+    }
+    this.#lastView = view;
+  }
+}

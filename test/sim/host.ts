@@ -1,0 +1,476 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/**
+ * A simulated host: its kernel (which survives its daemon), its daemon (a ClusterCore over simulated ports), its
+ * heartbeat worker, its side of the network. Faults are methods: powerOff, killDaemon, stall.
+ */
+import { ClusterCore } from "../../src/cluster/core.js";
+import type {
+  HeartbeatContents,
+  Ports,
+  PrOutcome,
+  Rejoin,
+  RoleChangeResult,
+  View,
+} from "../../src/cluster/ports.js";
+import { prKey } from "../../src/cluster/ports.js";
+import type { Timings } from "../../src/cluster/config.js";
+import type { Mistake } from "../../src/cluster/state.js";
+import { Role } from "../../src/wire/abi.js";
+import {
+  type ClusterMessage,
+  clusterType,
+  decodeClusterMessage,
+  encodeClusterMessage,
+} from "../../src/wire/messages.js";
+import type { Cluster } from "./cluster.js";
+import { VOLUME, VOLUME_UUID, Violation } from "./world.js";
+
+const OK: RoleChangeResult = { error: 0, message: "" };
+
+export type KernelState = "off" | "idle" | "starting" | "running" | "stopping";
+
+/** One daemon process. */
+export class Daemon {
+  alive = true;
+  core: ClusterCore | null = null;
+  clusterKey: string | null = null;
+  readonly wanted = new Set<number>();
+  heartbeat: { slot: number; contents: HeartbeatContents } | null = null;
+  heartbeatRun = 0;
+  sequence = 0n;
+  constructor(readonly serial: number) {}
+}
+
+/** What the kernel module knows of its mount. */
+export class Kernel {
+  state: KernelState = "idle";
+  role: Role = Role.NONE;
+  xfs = false;
+  gateOpen = false;
+  epoch = 0n;
+  leaseUntil = 0;
+  fenced = false;
+  /** All locks dropped: unmount under way. */
+  unmounting = false;
+  unmountRequest: bigint | null = null;
+  /** Epoch of the last LOCK_DUMP done. */
+  dumpedEpoch = 0n;
+  incarnation = 0;
+  startedAt = 0;
+}
+
+export class Host {
+  kernel = new Kernel();
+  daemon: Daemon | null = null;
+  incarnation = 0;
+  powered = true;
+  /** Kernel operations take this much longer (a fault). */
+  stallUntil = 0;
+  /** Last failed mount's message. */
+  failure = "";
+  /** Wrote to the volume in this incarnation (heartbeat, header or XFS). */
+  wrote = false;
+  registered = false;
+  readonly nexus: string;
+  readonly uuid: string;
+  #nextRequest = 1n;
+
+  constructor(
+    readonly cluster: Cluster,
+    readonly index: number,
+    readonly node: number,
+    readonly timings: Timings,
+    readonly mistakes: ReadonlySet<Mistake>,
+  ) {
+    this.nexus = `host${index}`;
+    this.uuid = `00000000-0000-4000-8000-${index.toString(16).padStart(12, "0")}`;
+  }
+
+  get name(): string {
+    return this.nexus;
+  }
+  get key(): bigint {
+    return prKey(this.node, this.kernel.incarnation);
+  }
+
+  /** Serves cached locks right now. */
+  serving(): boolean {
+    const { kernel } = this;
+    return (
+      this.powered &&
+      (kernel.state === "running" || kernel.state === "stopping") &&
+      !kernel.fenced &&
+      !kernel.unmounting &&
+      kernel.leaseUntil > this.cluster.time.now
+    );
+  }
+
+  /** Has the XFS mounted and its writes reach the disk. */
+  writesLog(): boolean {
+    return this.powered && this.kernel.xfs && this.cluster.target.mayWrite(this.nexus);
+  }
+
+  // ---- what the scenario does -------------------------------------------------------------------------------
+
+  mount(): void {
+    if (!this.powered || this.kernel.state !== "idle") return;
+    this.kernel = new Kernel();
+    this.kernel.state = "starting";
+    this.kernel.incarnation = ++this.incarnation;
+    this.kernel.startedAt = this.cluster.time.now;
+    this.wrote = false;
+    this.registered = false;
+    this.failure = "";
+    this.story("mount");
+    this.spawn(null);
+  }
+
+  unmount(): void {
+    const { kernel } = this;
+    if (!this.powered || kernel.state !== "running") return;
+    kernel.state = "stopping";
+    kernel.unmounting = true;
+    kernel.unmountRequest = this.#nextRequest++;
+    this.story("umount");
+    this.daemon?.core?.unmountRequested(kernel.unmountRequest);
+  }
+
+  powerOff(): void {
+    this.story("POWER OFF");
+    this.powered = false;
+    this.endDaemon();
+    this.kernel = new Kernel();
+    this.kernel.state = "off";
+  }
+
+  powerOn(): void {
+    if (this.powered) return;
+    this.story("power on");
+    this.powered = true;
+    this.kernel = new Kernel();
+  }
+
+  killDaemon(): void {
+    if (this.daemon === null) return;
+    this.story("daemon killed");
+    this.endDaemon();
+    this.respawn();
+  }
+
+  /** Kernel operations hang until then. */
+  stall(ms: number): void {
+    this.story(`kernel stalls for ${ms} ms`);
+    this.stallUntil = this.cluster.time.now + ms;
+  }
+
+  // ---- daemon's life ----------------------------------------------------------------------------------------
+
+  private endDaemon(): void {
+    const { daemon } = this;
+    if (daemon === null) return;
+    daemon.alive = false;
+    daemon.core?.stop();
+    this.daemon = null;
+    this.cluster.network.daemonGone(this);
+  }
+
+  private respawn(): void {
+    const { kernel } = this;
+    if (kernel.state === "starting") {
+      kernel.state = "idle";
+      kernel.xfs = false;
+      this.failure = "daemon died during start-up";
+      return;
+    }
+    if (kernel.state !== "running" && kernel.state !== "stopping") return;
+    const mount = kernel;
+    this.cluster.time.at(this.cluster.random.int(100, 1500), () => {
+      if (!this.powered || this.kernel !== mount || this.daemon !== null || mount.state === "idle") return;
+      this.story("daemon restarted");
+      this.spawn({ role: mount.role, epoch: mount.epoch, fenced: mount.fenced });
+      if (mount.unmountRequest !== null) this.daemonCore()?.unmountRequested(mount.unmountRequest);
+    });
+  }
+
+  private daemonCore(): ClusterCore | null {
+    return (this.daemon as Daemon | null)?.core ?? null;
+  }
+
+  private spawn(rejoin: Rejoin | null): void {
+    const daemon = new Daemon(this.cluster.nextSerial());
+    daemon.sequence = BigInt(this.cluster.time.now);
+    this.daemon = daemon;
+    const config = {
+      self: {
+        node: this.node,
+        incarnation: this.kernel.incarnation,
+        uuid: this.uuid,
+        address: `10.0.0.${this.index + 1}`,
+        port: 7601,
+        hostName: this.name,
+      },
+      timings: this.timings,
+      fence: "scsi" as const,
+      rejoin,
+      lockRecordCount: 1024,
+    };
+    daemon.core = new ClusterCore(config, this.ports(daemon, this.kernel), this.mistakes);
+    daemon.core.start();
+  }
+
+  story(text: string): void {
+    this.cluster.story(`${this.name} ${text}`);
+  }
+
+  // ---- ports ------------------------------------------------------------------------------------------------
+
+  /** Resolves after a delay, unless the daemon has died: then never. */
+  private async take(daemon: Daemon, minMs: number, maxMs: number): Promise<void> {
+    await this.cluster.time.sleep(this.cluster.random.int(minMs, maxMs));
+    if (!daemon.alive) await new Promise<never>(() => undefined);
+  }
+
+  /** As take(), in the kernel: it goes on when the daemon dies, and stalls when the host does. */
+  private async inKernel(kernel: Kernel, minMs: number, maxMs: number): Promise<void> {
+    await this.cluster.time.sleep(this.cluster.random.int(minMs, maxMs));
+    while (this.stallUntil > this.cluster.time.now) {
+      await this.cluster.time.sleep(this.stallUntil - this.cluster.time.now);
+    }
+    if (!this.powered || this.kernel !== kernel) await new Promise<never>(() => undefined);
+  }
+
+  private write(): "ok" | "conflict" {
+    if (!this.registered) throw new Violation(`${this.name} writes without ever having registered its key`);
+    if (!this.cluster.target.mayWrite(this.nexus)) return "conflict";
+    this.wrote = true;
+    return "ok";
+  }
+
+  private ports(daemon: Daemon, kernel: Kernel): Ports {
+    const { cluster } = this;
+    const { time, target, disk, random } = cluster;
+    const outcome = (done: boolean): PrOutcome => ({ kind: done ? "ok" : "conflict" });
+    const command = async (action: () => boolean): Promise<PrOutcome> => {
+      await this.take(daemon, 1, 15);
+      const result = cluster.guarded(() => outcome(action()));
+      await this.take(daemon, 1, 15);
+      return result ?? { kind: "error", message: "simulation over" };
+    };
+    return {
+      clock: {
+        now: () => time.now,
+        setTimer: (delayMs, action) => {
+          const item = time.at(delayMs, () => {
+            if (daemon.alive) action();
+          });
+          return { id: item.serial, item } as { id: number };
+        },
+        clearTimer: (timer) => {
+          (timer as unknown as { item: { cancelled: boolean } }).item.cancelled = true;
+        },
+      },
+      pr: {
+        register: (key) =>
+          command(() => {
+            if (target.preempted.has(key) && this.wrote) {
+              throw new Violation(`${this.name} registers a key again that was preempted after it had written`);
+            }
+            target.register(this.nexus, key);
+            this.registered = true;
+            return true;
+          }),
+        readKeys: async () => {
+          await this.take(daemon, 1, 20);
+          return { kind: "ok", keys: [...target.keys.values()] };
+        },
+        readReservation: async () => {
+          await this.take(daemon, 1, 20);
+          const { reservation } = target;
+          return reservation === null ? { kind: "none" } : { kind: "held", key: reservation.key, type: 5 };
+        },
+        reserve: (key) => command(() => target.reserve(this.nexus, key)),
+        preempt: (key, victim) => command(() => target.preempt(this.nexus, key, victim)),
+        preemptAndAbort: (key, victim) =>
+          target.lacksAbort
+            ? Promise.resolve<PrOutcome>({ kind: "unsupported" })
+            : command(() => target.preempt(this.nexus, key, victim)),
+        release: (key) => command(() => target.release(this.nexus, key)),
+        unregister: (key) => command(() => target.unregister(this.nexus, key)),
+      },
+      kernel: {
+        roleChange: async (role) => {
+          const result = await this.changeRole(kernel, role);
+          await this.take(daemon, 0, 2);
+          return result;
+        },
+        gate: async (open) => {
+          await this.inKernel(kernel, 1, 200);
+          kernel.gateOpen = open;
+          await this.take(daemon, 0, 2);
+          return OK;
+        },
+        lockDump: async (epoch) => {
+          await this.inKernel(kernel, 1, 120);
+          if (!daemon.alive) await new Promise<never>(() => undefined);
+          kernel.dumpedEpoch = epoch;
+          return OK;
+        },
+        view: (epoch) => {
+          if (epoch <= kernel.epoch) cluster.violate(`${this.name}: VIEW ${epoch} after ${kernel.epoch}`);
+          kernel.epoch = epoch;
+          kernel.gateOpen = true;
+        },
+        lease: (until) => {
+          kernel.leaseUntil = until;
+        },
+        ready: (role, epoch, _holder, until) => {
+          kernel.leaseUntil = until;
+          kernel.gateOpen = true;
+          if (kernel.state === "starting") kernel.state = "running";
+          this.story(`READY role ${role} epoch ${epoch}`);
+        },
+        failed: (errno, message) => {
+          this.failure = `${errno} ${message}`;
+          this.story(`MOUNT FAILED ${this.failure}`);
+          if (kernel.xfs) cluster.violate(`${this.name}: mount failed with XFS still mounted`);
+          kernel.state = "idle";
+          kernel.xfs = false;
+        },
+        nodeStatus: () => undefined,
+        fenced: (message) => {
+          this.story(`FENCED ${message}`);
+          kernel.fenced = true;
+          kernel.xfs = false;
+        },
+        unmountDone: (_request, errno, message) => {
+          this.story(`UNMOUNTED ${errno} ${message}`);
+          if (kernel.xfs) cluster.violate(`${this.name}: unmounted with XFS still mounted`);
+          kernel.state = "idle";
+        },
+      },
+      disk: {
+        volume: VOLUME,
+        volumeUuid: VOLUME_UUID,
+        locateLockstate: async () => {
+          await this.take(daemon, 5, 60);
+          if (random.chance(0.02)) return { kind: "unreadable", message: "read in the middle of a write" };
+          return disk.lockstate ? { kind: "found", location: disk.location } : { kind: "not-found" };
+        },
+        readHeader: async () => {
+          await this.take(daemon, 1, 20);
+          const header = disk.header();
+          return header === null ? { kind: "none", problems: [] } : { kind: "found", header, problems: [] };
+        },
+        writeHeader: async (_location, header) => {
+          await this.take(daemon, 1, 40);
+          const result = cluster.guarded(() => {
+            const written = this.write();
+            if (written === "ok") disk.writeHeader(header);
+            return written;
+          });
+          await this.take(daemon, 1, 10);
+          return { kind: result ?? "conflict" };
+        },
+        readHeartbeats: async () => {
+          await this.take(daemon, 1, 20);
+          return { kind: "ok", records: disk.heartbeats() };
+        },
+        setHeartbeat: (_location, slot, contents) => {
+          const running = daemon.heartbeat !== null;
+          daemon.heartbeat = { slot, contents };
+          if (!running) void this.heartbeatLoop(daemon, ++daemon.heartbeatRun);
+        },
+        stopHeartbeat: async (clear) => {
+          const old = daemon.heartbeat;
+          daemon.heartbeat = null;
+          await this.take(daemon, 1, 30);
+          if (clear && old !== null && target.mayWrite(this.nexus)) disk.clearHeartbeat(old.slot);
+        },
+      },
+      net: {
+        setClusterKey: (key) => {
+          daemon.clusterKey = Buffer.from(key).toString("hex");
+          cluster.network.dialAll(this);
+        },
+        connect: (node) => {
+          daemon.wanted.add(node);
+          cluster.network.dial(this, node);
+        },
+        disconnect: (node) => {
+          daemon.wanted.delete(node);
+          cluster.network.close(this, node);
+        },
+        send: (node, message) => cluster.network.send(this, node, this.throughTheWire(message)),
+        query: () => undefined,
+      },
+      locks: {
+        freezeAndClear: () => undefined,
+        reclaimControl: () => this.take(daemon, 0, 10),
+        resume: (epoch) => cluster.resumed(this, epoch, this.committedView(epoch)),
+        purge: () => undefined,
+      },
+      log: (level, text, fields) => {
+        if (level === "debug") return;
+        const line = Object.entries(fields).map(([name, value]) => `${name}=${value}`);
+        this.story(`[${level}] ${text} ${line.join(" ")}`);
+        if (text.startsWith("the cluster core failed")) cluster.violate(`${this.name}: ${line.join(" ")}`);
+      },
+      random: (count) => Uint8Array.from({ length: count }, () => random.int(0, 255)),
+      exit: (code) => {
+        if (!daemon.alive) return;
+        this.story(`daemon exits ${code}`);
+        if (this.daemon !== daemon) return;
+        this.endDaemon();
+        if (code !== 0) this.respawn();
+      },
+    };
+  }
+
+  private committedView(epoch: bigint): View {
+    const view = this.daemon?.core?.snapshot().view ?? null;
+    if (view === null || view.epoch !== epoch) throw new Violation(`${this.name}: resume(${epoch}) without that view`);
+    return view;
+  }
+
+  private throughTheWire(message: ClusterMessage): ClusterMessage {
+    return decodeClusterMessage(clusterType(message), encodeClusterMessage(message));
+  }
+
+  private async changeRole(kernel: Kernel, role: Role): Promise<RoleChangeResult> {
+    const { cluster } = this;
+    if (role === Role.HOLDER) {
+      await this.inKernel(kernel, 50, 1500);
+      if (cluster.guarded(() => this.write()) !== "ok") return { error: 5, message: "XFS: log mount failed" };
+      kernel.xfs = true;
+      cluster.disk.lockstate = true;
+    } else {
+      await this.inKernel(kernel, 5, kernel.xfs ? 800 : 50);
+      kernel.xfs = false;
+    }
+    kernel.role = role;
+    return OK;
+  }
+
+  private async heartbeatLoop(daemon: Daemon, run: number): Promise<void> {
+    const { time, disk, random } = this.cluster;
+    for (;;) {
+      const started_at = time.now;
+      await this.take(daemon, 1, 40);
+      const beat = daemon.heartbeat;
+      if (beat === null || daemon.heartbeatRun !== run) return;
+      const written = this.cluster.guarded(() => this.write());
+      if (written === "conflict") {
+        daemon.core?.heartbeatFailed({ kind: "conflict", message: "EBADE" });
+      } else if (written === "ok") {
+        disk.writeHeartbeat(beat.slot, { ...beat.contents, sequence: ++daemon.sequence });
+        daemon.core?.heartbeatWritten(started_at);
+      }
+      await this.take(daemon, 1, 20);
+      if (daemon.heartbeat === null || daemon.heartbeatRun !== run) return;
+      daemon.core?.heartbeatsRead(disk.heartbeats(), time.now);
+      const slow = random.chance(0.01) ? random.int(0, 2500) : 0;
+      await this.take(daemon, this.timings.heartbeatMs - 20 + slow, this.timings.heartbeatMs + slow);
+      if (daemon.heartbeat === null || daemon.heartbeatRun !== run) return;
+    }
+  }
+}

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/**
+ * One seed, one story: hosts mount at nearly the same time, then random faults and orders (mounts, unmounts, power
+ * cuts, killed daemons, network cuts, stalled kernels), then quiet. The rules of cluster.ts hold at every event; at
+ * the end everybody who is mounted must be in one view with a lease, and everybody must be able to leave.
+ *
+ * A dead holder is not taken over: its survivors must fence themselves within a bounded time, and then unmount.
+ */
+import type { Mistake } from "../../src/cluster/state.js";
+import { Role } from "../../src/wire/abi.js";
+import { Cluster } from "./cluster.js";
+import type { Host } from "./host.js";
+
+export interface Report {
+  readonly seed: number;
+  readonly violation: string | null;
+  readonly story: readonly string[];
+  readonly events: number;
+  readonly commits: number;
+  readonly virtualMs: number;
+  readonly hosts: number;
+}
+
+export interface ScenarioOptions {
+  readonly mistakes?: ReadonlySet<Mistake>;
+  readonly verbose?: number;
+  /** Random actions between the start and the quiet end. */
+  readonly actionCount?: number;
+}
+
+export async function runSeed(seed: number, options: ScenarioOptions = {}): Promise<Report> {
+  const host_count = 2 + (seed % 3);
+  const cluster = new Cluster({
+    seed,
+    hostCount: host_count,
+    ...(options.mistakes === undefined ? {} : { mistakes: options.mistakes }),
+    verbose: options.verbose ?? 0,
+  });
+  const started_at = cluster.time.now;
+  await play(cluster, options.actionCount ?? 10);
+  for (const host of cluster.hosts) host.daemon?.core?.stop();
+  return {
+    seed,
+    violation: cluster.violation,
+    story: cluster.storyLines,
+    events: cluster.time.events,
+    commits: cluster.commits,
+    virtualMs: cluster.time.now - started_at,
+    hosts: host_count,
+  };
+}
+
+async function play(cluster: Cluster, actionCount: number): Promise<void> {
+  const { random, hosts } = cluster;
+  const first = random.int(1, hosts.length);
+  for (const host of hosts.slice(0, first)) cluster.time.at(random.int(0, random.chance(0.5) ? 30 : 4000), () => host.mount());
+  await cluster.pass(random.int(1000, 30_000));
+  for (let i = 0; i < actionCount && cluster.violation === null; i++) {
+    act(cluster);
+    await cluster.pass(random.int(50, random.chance(0.5) ? 2000 : 25_000));
+  }
+  await quieten(cluster);
+  await everybodyIn(cluster);
+  await everybodyOut(cluster);
+}
+
+function act(cluster: Cluster): void {
+  const { random, hosts, network } = cluster;
+  const host = random.pick(hosts) as Host;
+  const other = random.pick(hosts.filter((h) => h !== host)) as Host;
+  const dice = random.int(0, 99);
+  if (!host.powered) {
+    host.powerOn();
+    if (random.chance(0.8)) host.mount();
+  } else if (host.kernel.state === "idle" && dice < 80) {
+    host.mount();
+  } else if (host.kernel.state === "running" && (host.kernel.fenced || dice < 30)) {
+    host.unmount();
+  } else if (dice < 45) {
+    if (host.kernel.role !== Role.HOLDER || random.chance(0.4)) host.powerOff();
+  } else if (dice < 65) {
+    host.killDaemon();
+  } else if (dice < 75) {
+    cluster.story(`network cut between ${host.name} and ${other.name}`);
+    network.cut(host, other);
+  } else if (dice < 80) {
+    cluster.story(`network of ${host.name} cut`);
+    for (const h of hosts) if (h !== host) network.cut(host, h);
+  } else if (dice < 90) {
+    cluster.story("network heals");
+    network.healAll();
+  } else {
+    host.stall(random.int(1000, 45_000));
+  }
+}
+
+/** No more faults; survivors of a dead holder must have fenced themselves; who is fenced unmounts. */
+async function quieten(cluster: Cluster): Promise<void> {
+  if (cluster.violation !== null) return;
+  cluster.story("---- quiet");
+  cluster.network.healAll();
+  for (const host of cluster.hosts) host.stallUntil = 0;
+  await cluster.pass(90_000);
+  for (const host of cluster.hosts) {
+    if (host.kernel.state === "running" && host.kernel.fenced) host.unmount();
+  }
+  await cluster.pass(90_000, () => cluster.hosts.every((host) => !host.kernel.fenced || host.kernel.state !== "stopping"));
+  for (const host of cluster.hosts) {
+    if (host.kernel.fenced && host.kernel.state !== "idle" && host.kernel.state !== "off") {
+      cluster.violate(`liveness: ${host.name} is fenced and its unmount does not end`);
+    }
+  }
+}
+
+async function everybodyIn(cluster: Cluster): Promise<void> {
+  for (let round = 0; round < 5 && cluster.violation === null; round++) {
+    for (const host of cluster.hosts) {
+      host.powerOn();
+      if (host.kernel.state === "idle") host.mount();
+      else if (host.kernel.state === "running" && host.kernel.fenced) host.unmount();
+    }
+    await cluster.pass(70_000, () => cluster.hosts.every((host) => host.serving()));
+    if (cluster.hosts.every((host) => host.serving())) break;
+  }
+  if (cluster.violation !== null) return;
+  await cluster.pass(10_000);
+  const views = new Set<string>();
+  for (const host of cluster.hosts) {
+    const snapshot = host.daemon?.core?.snapshot();
+    if (!host.serving() || snapshot?.view == null) {
+      cluster.violate(`liveness: ${host.name} (${host.kernel.state}) is not serving at the end: ${host.failure}`);
+      return;
+    }
+    views.add(`${snapshot.view.epoch} ${snapshot.view.members.length}`);
+    if (snapshot.view.members.length !== cluster.hosts.length) {
+      cluster.violate(`liveness: ${host.name}'s view has ${snapshot.view.members.length} members at the end`);
+    }
+  }
+  if (views.size > 1) cluster.violate(`liveness: views differ at the end: ${[...views].join(" / ")}`);
+}
+
+async function everybodyOut(cluster: Cluster): Promise<void> {
+  if (cluster.violation !== null) return;
+  cluster.story("---- everybody leaves");
+  const { random } = cluster;
+  for (const host of cluster.hosts) cluster.time.at(random.int(0, random.chance(0.3) ? 20 : 8000), () => host.unmount());
+  await cluster.pass(9000);
+  const out = (): boolean => cluster.hosts.every((host) => host.kernel.state === "idle");
+  await cluster.pass(120_000, out);
+  if (cluster.violation !== null) return;
+  for (const host of cluster.hosts) {
+    if (host.kernel.state !== "idle") cluster.violate(`liveness: ${host.name}'s unmount does not end`);
+    if (host.kernel.fenced) cluster.violate(`liveness: ${host.name} was fenced while everybody left in good order`);
+  }
+  await cluster.pass(1000);
+  const { keys, reservation } = cluster.target;
+  if (keys.size > 0 || reservation !== null) {
+    cluster.violate(`all have left, and the target still has ${keys.size} keys, reservation ${reservation?.key ?? "none"}`);
+  }
+}

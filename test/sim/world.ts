@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/**
+ * The simulated world: virtual time, seeded randomness, the shared disk, the storage target's persistent
+ * reservations, and the network. Deterministic: one seed, one run.
+ *
+ * Time moves from event to event; after each event all promises that are ready run (a macrotask turn) before the
+ * next is taken, so that a flow of the core never lags behind the clock.
+ */
+import { tryDecodeHeader, chooseHeader, type DiskHeader, encodeHeader, type LockstateLocation } from "../../src/disk/lockstate.js";
+import type { HeartbeatRecord } from "../../src/disk/record.js";
+import { decodeHeartbeat, encodeHeartbeat } from "../../src/disk/record.js";
+
+export const VOLUME = 0x1122334455667788n;
+export const VOLUME_UUID = "11223344-5566-4788-9900-aabbccddeeff";
+export const RECORD_SIZE = 512;
+
+/** mulberry32. */
+export class Random {
+  #state: number;
+  constructor(seed: number) {
+    this.#state = (seed ^ 0x9e3779b9) >>> 0;
+  }
+  next(): number {
+    this.#state = (this.#state + 0x6d2b79f5) >>> 0;
+    let t = this.#state;
+    t = Math.imul(t ^ (t >>> 15), t | 1);
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
+    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
+  }
+  /** A whole number from min to max, both included. */
+  int(min: number, max: number): number {
+    return min + Math.floor(this.next() * (max - min + 1));
+  }
+  chance(probability: number): boolean {
+    return this.next() < probability;
+  }
+  pick<T>(items: readonly T[]): T | undefined {
+    return items[this.int(0, items.length - 1)];
+  }
+}
+
+interface Scheduled {
+  at: number;
+  serial: number;
+  action: () => void;
+  cancelled: boolean;
+}
+
+/** A virtual-time event queue (binary heap by time, then order of scheduling). */
+export class Timeline {
+  now = 1_000_000;
+  events = 0;
+  #heap: Scheduled[] = [];
+  #serial = 0;
+
+  at(delayMs: number, action: () => void): Scheduled {
+    const item = { at: this.now + Math.max(0, delayMs), serial: ++this.#serial, action, cancelled: false };
+    this.#heap.push(item);
+    let i = this.#heap.length - 1;
+    while (i > 0) {
+      const parent = (i - 1) >> 1;
+      if (before(this.#heap[parent] as Scheduled, item)) break;
+      this.#heap[i] = this.#heap[parent] as Scheduled;
+      i = parent;
+    }
+    this.#heap[i] = item;
+    return item;
+  }
+
+  sleep(delayMs: number): Promise<void> {
+    return new Promise((resolve) => this.at(delayMs, resolve));
+  }
+
+  #pop(): Scheduled | undefined {
+    const top = this.#heap[0];
+    const last = this.#heap.pop();
+    if (top === undefined || last === undefined || this.#heap.length === 0) return top;
+    let i = 0;
+    for (;;) {
+      let child = 2 * i + 1;
+      if (child >= this.#heap.length) break;
+      const right = this.#heap[child + 1];
+      if (right !== undefined && before(right, this.#heap[child] as Scheduled)) child++;
+      if (before(last, this.#heap[child] as Scheduled)) break;
+      this.#heap[i] = this.#heap[child] as Scheduled;
+      i = child;
+    }
+    this.#heap[i] = last;
+    return top;
+  }
+
+  /** Runs events until stop() says so. `after` is called when the promises of an event have settled. */
+  async run(stop: () => boolean, after: () => void): Promise<void> {
+    while (!stop()) {
+      const item = this.#pop();
+      if (item === undefined) return;
+      if (item.cancelled) continue;
+      this.now = item.at;
+      this.events++;
+      item.action();
+      await new Promise<void>((resolve) => setImmediate(resolve));
+      after();
+    }
+  }
+}
+
+function before(a: Scheduled, b: Scheduled): boolean {
+  return a.at < b.at || (a.at === b.at && a.serial < b.serial);
+}
+
+/** A broken rule: what every check throws or reports. */
+export class Violation extends Error {}
+
+/** SPC-4 persistent reservations of type 5 with one nexus per host. */
+export class PrTarget {
+  readonly keys = new Map<string, bigint>();
+  reservation: { nexus: string; key: bigint } | null = null;
+  /** Keys that were preempted at some time. */
+  readonly preempted = new Set<bigint>();
+  constructor(readonly lacksAbort: boolean) {}
+
+  mayWrite(nexus: string): boolean {
+    return this.reservation === null || this.keys.has(nexus);
+  }
+  register(nexus: string, key: bigint): void {
+    if (this.reservation?.nexus === nexus) this.reservation = { nexus, key };
+    this.keys.set(nexus, key);
+  }
+  unregister(nexus: string, key: bigint): boolean {
+    if (this.keys.get(nexus) !== key) return false;
+    this.keys.delete(nexus);
+    if (this.reservation?.nexus === nexus) this.reservation = null;
+    return true;
+  }
+  reserve(nexus: string, key: bigint): boolean {
+    if (this.keys.get(nexus) !== key) return false;
+    if (this.reservation !== null) return this.reservation.nexus === nexus;
+    this.reservation = { nexus, key };
+    return true;
+  }
+  release(nexus: string, key: bigint): boolean {
+    if (this.keys.get(nexus) !== key) return false;
+    if (this.reservation?.nexus === nexus) this.reservation = null;
+    return true;
+  }
+  preempt(nexus: string, key: bigint, victim: bigint): boolean {
+    if (this.keys.get(nexus) !== key || ![...this.keys.values()].includes(victim)) return false;
+    const takes = this.reservation?.key === victim;
+    for (const [other, its] of [...this.keys]) if (its === victim && other !== nexus) this.keys.delete(other);
+    this.preempted.add(victim);
+    if (takes) this.reservation = { nexus, key };
+    return true;
+  }
+}
+
+/** The shared disk: lockstate's header copies and heartbeat slots, as bytes through the real codecs. */
+export class SharedDisk {
+  lockstate = false;
+  #headers: [Uint8Array, Uint8Array] = [new Uint8Array(4096), new Uint8Array(4096)];
+  #slots: (Uint8Array | null)[] = new Array<Uint8Array | null>(64).fill(null);
+  lastHeaderEpoch = 0n;
+
+  readonly location: LockstateLocation = {
+    ino: 131n,
+    generation: 7,
+    size: 1048576 + 512 * 1024,
+    recordSize: RECORD_SIZE,
+    extents: [{ fileOffset: 0, deviceOffset: 1 << 20, length: 1048576 + 512 * 1024 }],
+  };
+
+  header(): DiskHeader | null {
+    const [a, b] = this.#headers;
+    return chooseHeader(tryDecodeHeader(a, VOLUME), tryDecodeHeader(b, VOLUME));
+  }
+  writeHeader(header: DiskHeader): void {
+    if (header.epoch <= this.lastHeaderEpoch) {
+      throw new Violation(`header epoch ${header.epoch} written after ${this.lastHeaderEpoch}`);
+    }
+    this.lastHeaderEpoch = header.epoch;
+    this.#headers[Number(header.sequence & 1n) as 0 | 1] = encodeHeader(header);
+  }
+  heartbeats(): (HeartbeatRecord | null)[] {
+    return this.#slots.map((bytes) => (bytes === null ? null : decodeHeartbeat(bytes, RECORD_SIZE, VOLUME)));
+  }
+  writeHeartbeat(slot: number, record: HeartbeatRecord): void {
+    this.#slots[slot] = encodeHeartbeat(record, RECORD_SIZE);
+  }
+  clearHeartbeat(slot: number): void {
+    this.#slots[slot] = null;
+  }
+}

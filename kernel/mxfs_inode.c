@@ -551,20 +551,39 @@ static int mxfs_setattr_locked(struct user_namespace *userns, struct dentry *den
 	return err;
 }
 
+/* Inside the gate, EX held: file capabilities go whoever asks, as cap_inode_killpriv() does it. */
+static int mxfs_kill_caps(struct inode *inode)
+{
+	struct mxfs_sb_info *sbi = mxfs_inode_sbi(inode);
+	struct mxfs_inode *mi = MXFS_I(inode);
+	const struct cred *old = override_creds(mxfs_kernel_cred);
+	struct mxfs_attr attr = {};
+	ssize_t size;
+	int err = 0;
+
+	size = sbi->be->getxattr(sbi, &mi->fh, XATTR_NAME_CAPS, NULL, 0);
+	if (size > 0) {
+		err = sbi->be->removexattr(sbi, &mi->fh, XATTR_NAME_CAPS, &attr);
+		if (!err) {
+			mxfs_lock_dirtied(&mi->lock);
+			mxfs_attr_apply(inode, &attr, MXFS_APPLY_REPLY);
+		}
+	} else if (size < 0 && size != -ENODATA && size != -EOPNOTSUPP) {
+		err = size;
+	}
+	revert_creds(old);
+	return err;
+}
+
 int mxfs_setattr(struct user_namespace *userns, struct dentry *dentry, struct iattr *iattr)
 {
 	struct inode *inode = d_inode(dentry);
+	struct mxfs_sb_info *sbi = mxfs_inode_sbi(inode);
 	struct mxfs_inode *mi = MXFS_I(inode);
 	struct iattr prepared = *iattr;
 	int err;
 
-	/* Removes file capabilities by an xattr operation that takes the lock: so before ours. */
-	if (prepared.ia_valid & ATTR_KILL_PRIV) {
-		err = security_inode_killpriv(userns, dentry);
-		if (err)
-			return err;
-		prepared.ia_valid &= ~ATTR_KILL_PRIV;
-	}
+	prepared.ia_valid &= ~ATTR_KILL_PRIV; /* would take the lock once more under ours */
 	err = mxfs_lock_get(&mi->lock, MXFS_MODE_EX, 0);
 	if (err)
 		return err;
@@ -573,6 +592,13 @@ int mxfs_setattr(struct user_namespace *userns, struct dentry *dentry, struct ia
 		err = setattr_prepare(userns, dentry, &prepared);
 	if (!err && IS_IMMUTABLE(inode))
 		err = -EPERM;
+	if (!err && iattr->ia_valid & ATTR_KILL_PRIV) {
+		err = mxfs_gate_enter(sbi);
+		if (!err) {
+			err = mxfs_kill_caps(inode);
+			mxfs_gate_leave(sbi);
+		}
+	}
 	if (!err)
 		err = mxfs_setattr_locked(userns, dentry, &prepared);
 	mxfs_lock_put(&mi->lock, MXFS_MODE_EX);
@@ -586,7 +612,6 @@ int mxfs_remove_privs(struct inode *inode)
 	struct mxfs_setattr set = { .valid = ATTR_MODE };
 	const struct cred *old;
 	struct mxfs_attr attr;
-	ssize_t size;
 	int kill, err;
 
 	if (test_bit(MXFS_VN_UNPRIVED, &vn->state))
@@ -595,29 +620,22 @@ int mxfs_remove_privs(struct inode *inode)
 	err = mxfs_gate_enter(sbi);
 	if (err)
 		return err;
-	old = override_creds(mxfs_kernel_cred);
-	size = sbi->be->getxattr(sbi, &vn->mi.fh, XATTR_NAME_CAPS, NULL, 0);
-	if (size > 0) {
-		err = sbi->be->removexattr(sbi, &vn->mi.fh, XATTR_NAME_CAPS, &attr);
-		if (!err)
-			mxfs_attr_apply(inode, &attr, MXFS_APPLY_REPLY);
-	} else if (size < 0 && size != -ENODATA && size != -EOPNOTSUPP) {
-		err = size;
-	}
+	err = mxfs_kill_caps(inode);
 	if (!err && kill) {
 		set.mode = inode->i_mode;
 		if (kill & ATTR_KILL_SUID)
 			set.mode &= ~S_ISUID;
 		if (kill & ATTR_KILL_SGID)
 			set.mode &= ~S_ISGID;
+		old = override_creds(mxfs_kernel_cred);
 		err = sbi->be->setattr(sbi, &vn->mi.fh, &set, &attr);
-		if (!err)
+		revert_creds(old);
+		if (!err) {
+			mxfs_lock_dirtied(&vn->mi.lock);
 			mxfs_attr_apply(inode, &attr, MXFS_APPLY_REPLY);
+		}
 	}
-	revert_creds(old);
 	mxfs_gate_leave(sbi);
-	if (size > 0 || kill)
-		mxfs_lock_dirtied(&vn->mi.lock);
 	if (!err && !is_sxid(inode->i_mode))
 		set_bit(MXFS_VN_UNPRIVED, &vn->state);
 	return err;

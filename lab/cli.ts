@@ -102,6 +102,13 @@ async function main(args: string[]): Promise<number> {
             describe: "take an existing lab down first",
           }),
       async (a) => {
+        // Interrupted half-way: nothing is left of it.
+        for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
+          process.once(signal, () => {
+            Lab.down();
+            process.exit(130);
+          });
+        }
         await Lab.up({
           nodes: a.nodes,
           target: a.target,

@@ -61,8 +61,12 @@ async function mountBoth({ volume }: DemoState): Promise<string> {
   const first = seconds(began);
   const second = Date.now();
   await volume.mount(2);
+  const took = seconds(second);
   const { holder, member } = await volume.roles();
-  return `node${holder} is the holder (${first}), node${member} a member (${seconds(second)})`;
+  const views = await Promise.all([holder, member].map((node) => volume.status(node)));
+  expectEqual("roles that mxfs_lock status tells", views.map((view) => view.role).join(), "holder,member");
+  expectEqual("epochs of both", views[1]?.epoch, views[0]?.epoch);
+  return `node${holder} is the holder (${first}), node${member} a member (${took}), epoch ${views[0]?.epoch}`;
 }
 
 async function tree({ volume }: DemoState): Promise<string> {

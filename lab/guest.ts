@@ -6,8 +6,8 @@
 //
 // File systems in a guest: the host's root, read-only, under a tmpfs overlay (9p, cache=loose: a change on the
 // host during a run may stay unseen); the project's tree at its own path and at /mxfs, read-only and uncached,
-// so what is built during a run is seen at once (but for node_modules); /share, writable, one directory per guest on the host, which
-// outlives the guest and carries /etc/mxfs.
+// so what is built during a run is seen at once (but for node_modules); /share, writable, one directory per
+// guest on the host, which outlives the guest and carries /etc/mxfs.
 //
 // Hardware virtualisation is used only where a guest was seen to boot with it: /dev/kvm opens on machines on
 // which guests then hang. The answer of that probe is kept in .lab/cache, per host kernel.

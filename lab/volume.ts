@@ -169,17 +169,27 @@ export class Volume {
     return JSON.parse(text) as Record<string, unknown>;
   }
 
-  /** From /proc/mounts: it costs nothing, and works without a daemon. */
+  /** What the kernel says of a mount: its role, its state, its daemon's pid. Needs no daemon, and costs little. */
+  async kernelState(
+    node: NodeName,
+    device = DEVICE,
+  ): Promise<{ role: string; state: string; pid: number } | undefined> {
+    const text = await this.lab.run(node, [WORK, "mounts"], { timeoutMs: 20_000 });
+    for (const line of text.split("\n")) {
+      const [found, role = "", state = "", pid = ""] = line.split(" ");
+      if (found === device) return { role, state, pid: Number(pid) };
+    }
+    return undefined;
+  }
+
   async role(node: NodeName): Promise<Role> {
-    const mounts = await this.lab.run(node, ["cat", "/proc/mounts"]);
-    const line = mounts.split("\n").find((it) => it.includes(` ${MOUNTPOINT} mxfs `));
-    const role = /[ ,]role=(holder|member)\b/.exec(line ?? "")?.[1];
-    if (role !== "holder" && role !== "member") {
+    const state = await this.kernelState(node);
+    if (state?.role !== "holder" && state?.role !== "member") {
       throw new VolumeError(
-        `node ${node}: expected role=holder or role=member in /proc/mounts, found ${line ?? "no mount"}`,
+        `node ${node}: expected ${DEVICE} mounted as holder or member, found ${state?.role ?? "no mount"}`,
       );
     }
-    return role;
+    return state.role;
   }
 
   /** [holder, a member] of the mounted nodes. */

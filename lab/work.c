@@ -26,6 +26,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../include/mxfs/netlink.h"
+
 #define FILE_BYTES_MAX 16384
 #define RECORD_BYTES 64
 #define DIR_FILES 100
@@ -554,17 +556,18 @@ static int netlink_ask(int fd, struct nlmsghdr *request, unsigned short *family)
 	return 0;
 }
 
-/* Sends a command of the module's netlink family: prints "allowed" or "refused ERRNO". */
-static int genl(const char *name, unsigned long command)
+struct genl_request {
+	struct nlmsghdr header;
+	struct genlmsghdr genl;
+	char attrs[64];
+};
+
+/* A generic netlink socket, and the number of a family. */
+static int genl_open(const char *name, unsigned short *family)
 {
-	struct {
-		struct nlmsghdr header;
-		struct genlmsghdr genl;
-		char attrs[64];
-	} request = { .genl = { .cmd = CTRL_CMD_GETFAMILY, .version = 1 } };
+	struct genl_request request = { .genl = { .cmd = CTRL_CMD_GETFAMILY, .version = 1 } };
 	struct nlattr *attr = (struct nlattr *)request.attrs;
 	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_GENERIC);
-	unsigned short family = 0;
 	int failed;
 
 	if (fd < 0 || strlen(name) > 15)
@@ -575,21 +578,86 @@ static int genl(const char *name, unsigned long command)
 	request.header.nlmsg_len = (unsigned int)(NLMSG_LENGTH(GENL_HDRLEN) + NLA_ALIGN(attr->nla_len));
 	request.header.nlmsg_type = GENL_ID_CTRL;
 	request.header.nlmsg_flags = NLM_F_REQUEST;
-	failed = netlink_ask(fd, &request.header, &family);
-	if (failed || !family)
+	*family = 0;
+	failed = netlink_ask(fd, &request.header, family);
+	if (failed || !*family)
 		die("no netlink family \"%s\": %s", name, strerror(failed));
-	memset(&request, 0, sizeof(request));
-	request.genl.cmd = (unsigned char)command;
-	request.genl.version = 1;
+	return fd;
+}
+
+static struct genl_request genl_command(unsigned short family, unsigned long command, int flags)
+{
+	struct genl_request request = { .genl = { .cmd = (unsigned char)command, .version = 1 } };
+
 	request.header.nlmsg_len = NLMSG_LENGTH(GENL_HDRLEN);
 	request.header.nlmsg_type = family;
-	request.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK;
-	failed = netlink_ask(fd, &request.header, &family);
+	request.header.nlmsg_flags = (unsigned short)(NLM_F_REQUEST | flags);
+	return request;
+}
+
+/* Sends a command of the module's netlink family: prints "allowed" or "refused ERRNO". */
+static int genl(const char *name, unsigned long command)
+{
+	unsigned short family;
+	int fd = genl_open(name, &family);
+	struct genl_request request = genl_command(family, command, NLM_F_ACK);
+	int failed = netlink_ask(fd, &request.header, &family);
+
 	if (failed)
 		printf("refused %s\n", strerror(failed));
 	else
 		puts("allowed");
 	return 0;
+}
+
+/* Lists the mxfs mounts as the kernel knows them: "DEVICE ROLE STATE PID" each. */
+static int mounts(void)
+{
+	static const char *const roles[] = { "none", "holder", "member" };
+	static const char *const states[] = { "none", "starting", "running", "detached", "fenced", "stopping" };
+	unsigned short family;
+	int fd = genl_open(MXFS_GENL_NAME, &family);
+	struct genl_request request = genl_command(family, MXFS_CMD_VOLUME_MOUNT, NLM_F_DUMP);
+	union {
+		struct nlmsghdr header;
+		char bytes[32768];
+	} answer;
+
+	if (send(fd, &request, request.header.nlmsg_len, 0) < 0)
+		die("netlink send: %s", strerror(errno));
+	for (;;) {
+		ssize_t got = recv(fd, &answer, sizeof(answer), 0);
+		struct nlmsghdr *message = &answer.header;
+
+		if (got < 0)
+			die("netlink receive: %s", strerror(errno));
+		for (; NLMSG_OK(message, (size_t)got); message = NLMSG_NEXT(message, got)) {
+			const char *device = "?", *end = (char *)message + message->nlmsg_len;
+			uint32_t role = 0, state = 0, pid = 0;
+
+			if (message->nlmsg_type == NLMSG_DONE)
+				return 0;
+			if (message->nlmsg_type == NLMSG_ERROR)
+				die("mounts: %s", strerror(-((struct nlmsgerr *)NLMSG_DATA(message))->error));
+			for (char *at = (char *)NLMSG_DATA(message) + GENL_HDRLEN; at + NLA_HDRLEN <= end;) {
+				struct nlattr *attr = (struct nlattr *)at;
+
+				if (attr->nla_len < NLA_HDRLEN)
+					break;
+				if (attr->nla_type == MXFS_A_DEVICE)
+					device = at + NLA_HDRLEN;
+				else if (attr->nla_type == MXFS_A_ROLE)
+					memcpy(&role, at + NLA_HDRLEN, sizeof(role));
+				else if (attr->nla_type == MXFS_A_STATE)
+					memcpy(&state, at + NLA_HDRLEN, sizeof(state));
+				else if (attr->nla_type == MXFS_A_PID)
+					memcpy(&pid, at + NLA_HDRLEN, sizeof(pid));
+				at += NLA_ALIGN(attr->nla_len);
+			}
+			printf("%s %s %s %u\n", device, role < 3 ? roles[role] : "?", state < 6 ? states[state] : "?",
+			       pid);
+		}
+	}
 }
 
 static unsigned long number(const char *text)
@@ -648,12 +716,14 @@ int main(int argc, char **argv)
 		return raw_write(argv[2], number(argv[3]));
 	if (!strcmp(what, "genl") && argc == 4)
 		return genl(argv[2], number(argv[3]));
+	if (!strcmp(what, "mounts") && argc == 2)
+		return mounts();
 	fprintf(stderr, "usage: mxfs-work tree-make|tree-check DIR COUNT SEED | append FILE ID COUNT |\n"
 			"  append-check FILE COUNT ID... | churn DIR ID COUNT | mmap-set FILE OFFSET VALUE |\n"
 			"  mmap-wait FILE OFFSET VALUE SECONDS | mmap-turns FILE PARITY TURNS SECONDS |\n"
 			"  file-turns FILE PARITY TURNS SECONDS | locked-add FILE flock|fcntl COUNT |\n"
 			"  hold FILE flock|fcntl | try-lock FILE flock|fcntl | rates DIR COUNT | open-unlinked FILE |\n"
 			"  names DIR PREFIX COUNT | rename FROM TO noreplace|exchange | mmap-private FILE |\n"
-			"  raw-write DEVICE OFFSET | genl FAMILY COMMAND\n");
+			"  raw-write DEVICE OFFSET | genl FAMILY COMMAND | mounts\n");
 	return 2;
 }

@@ -15,7 +15,7 @@
  */
 import type { DiskHeader, HeaderMember } from "../disk/lockstate.js";
 import { HEADER_MEMBER_STATE } from "../disk/lockstate.js";
-import { MXFS_DISK_CLUSTER_KEY_SIZE, MXFS_NODE_COUNT_MAX, NodeState, Role } from "../wire/abi.js";
+import { MXFS_NODE_COUNT_MAX, NodeState, Role } from "../wire/abi.js";
 import type { ClusterMessageOf, MemberInfo } from "../wire/messages.js";
 import { fenceForSure, fenceSelfAndHalt } from "./eviction.js";
 import { ERRNO, type LeaseKeeper, worseConnected } from "./lease.js";
@@ -428,6 +428,9 @@ export class Coordinator {
     const { state } = this;
     const { location, header } = state;
     if (location === null) throw new Error("header without lockstate's location");
+    // A second key, or a sequence that starts over, would split the cluster.
+    const cluster_key = header?.clusterKey ?? this.newClusterKey;
+    if (cluster_key === null) throw new Error("a header is to be written, and the one on disk was never read");
     const members: HeaderMember[] = view.members.map(({ node, incarnation, slot }) => ({
       node,
       incarnation,
@@ -454,7 +457,7 @@ export class Coordinator {
       lockRecordCount: header?.lockRecordCount ?? state.config.lockRecordCount,
       holder: state.self,
       holderIncarnation: state.config.self.incarnation,
-      clusterKey: header?.clusterKey ?? this.newClusterKey ?? state.ports.random(MXFS_DISK_CLUSTER_KEY_SIZE),
+      clusterKey: cluster_key,
       members: [...members, ...dead].slice(0, MXFS_NODE_COUNT_MAX),
       extents: location.extents,
     };

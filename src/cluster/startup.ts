@@ -556,6 +556,7 @@ export class Startup {
       if (!known) lost.push(member);
     }
     if (!members.some((member) => member.node === state.self)) throw evicted(state);
+    state.header = header;
     coordinator.base = members;
     this.lease.watch(members);
     for (const member of lost)

@@ -178,6 +178,9 @@ export class SharedDisk {
     }
     this.lastHeaderEpoch = header.epoch;
     this.#headers[Number(header.sequence & 1n) as 0 | 1] = encodeHeader(header);
+    if (this.header()?.sequence !== header.sequence) {
+      throw new Violation(`header sequence ${header.sequence} written below the other copy's`);
+    }
   }
   heartbeats(): (HeartbeatRecord | null)[] {
     return this.#slots.map((bytes) => (bytes === null ? null : decodeHeartbeat(bytes, RECORD_SIZE, VOLUME)));

@@ -184,7 +184,7 @@ export class HandOver {
     }
     // Only such as wanted to leave were there: they hold nothing any more.
     await coordinator.writePlainHeader([], fenced);
-    for (const node of coordinator.leaves) state.send(node, { kind: "LEFT", epoch: state.highestEpoch });
+    for (const node of coordinator.leaves.keys()) state.send(node, { kind: "LEFT", epoch: state.highestEpoch });
     await this.releaseAll();
   }
 

@@ -51,7 +51,8 @@ export class Coordinator {
   /** Unanswered fsops must be sent again at the next COMMIT (hand-over, restarted daemon, broken connection). */
   resend = false;
   readonly joins = new Map<number, MemberInfo>();
-  readonly leaves = new Set<number>();
+  /** Node to incarnation. */
+  readonly leaves = new Map<number, number>();
   readonly evictions = new Map<number, Eviction>();
   #resync: string | null = null;
   #recentlyLeft = new Set<number>();
@@ -114,8 +115,10 @@ export class Coordinator {
   }
 
   leave(from: number): void {
-    if (!this.base.some((member) => member.node === from)) return;
-    this.leaves.add(from);
+    const incarnation = this.state.connected.get(from);
+    if (incarnation === undefined) return;
+    if (!this.base.some((m) => m.node === from && m.incarnation === incarnation)) return;
+    this.leaves.set(from, incarnation);
     this.state.poke();
   }
 
@@ -124,6 +127,9 @@ export class Coordinator {
     if (!known || this.evictions.has(member.node) || member.node === this.state.self) return;
     this.state.log("warn", "evicting a node", { node: hexNode(member.node), reason });
     this.evictions.set(member.node, { member, reason });
+    // It must not come back through a JOIN or go through a LEAVE of the same incarnation.
+    if (this.joins.get(member.node)?.incarnation === member.incarnation) this.joins.delete(member.node);
+    if (this.isLeavingAs(member)) this.leaves.delete(member.node);
     this.state.poke();
   }
 
@@ -148,6 +154,10 @@ export class Coordinator {
 
   isBeingEvicted(node: number): boolean {
     return this.evictions.has(node);
+  }
+
+  private isLeavingAs(member: MemberInfo): boolean {
+    return this.leaves.get(member.node) === member.incarnation;
   }
 
   isLeaving(node: number): boolean {
@@ -200,7 +210,7 @@ export class Coordinator {
       this.base.some((m) => m.node === member.node && m.incarnation === member.incarnation),
     );
     const gone = new Set(evicted.map(({ member }) => member.node));
-    const stay = this.base.filter((member) => !gone.has(member.node) && !this.leaves.has(member.node));
+    const stay = this.base.filter((member) => !gone.has(member.node) && !this.isLeavingAs(member));
     const taken = new Set([...this.base, ...stay].map((member) => member.slot));
     const members: MemberInfo[] = [];
     for (const member of stay) {
@@ -286,12 +296,12 @@ export class Coordinator {
       },
     );
     let rebuild_error: unknown = null;
-    const rebuilt = await this.barrier(plan, view.members, (node) => {
+    const rebuilt = await this.rebuildBarrier(plan, (node) => {
       if (rebuild_error !== null) throw rebuild_error;
       return this.#rebuilt.has(node);
     });
     if (rebuilt !== "all") {
-      return rebuilt === "again" ? false : this.giveUpOn(rebuilt, "did not rebuild its locks");
+      return rebuilt === "again" ? false : this.giveUpOn(rebuilt, "did not tell its locks");
     }
     await self_rebuilt;
     step("rebuild");
@@ -330,6 +340,25 @@ export class Coordinator {
       state.timings.nodeTimeoutMs,
     );
     return outcome ?? lacking();
+  }
+
+  /**
+   * As barrier(). One node that does not tell its locks keeps all others from having rebuilt, so the blame is with
+   * those whose REBUILD_SENT has not come; when that is our own kernel, nobody else is to blame and we wait for it.
+   */
+  private async rebuildBarrier(
+    plan: Plan,
+    answered: (node: number) => boolean,
+  ): Promise<"all" | "again" | MemberInfo[]> {
+    for (;;) {
+      const outcome = await this.barrier(plan, plan.view.members, answered);
+      if (!Array.isArray(outcome)) return outcome;
+      const silent = plan.view.members.filter((member) => !this.participant.hasSent(member.node));
+      if (silent.length === 0) return outcome.filter((member) => member.node !== this.state.self);
+      const others = silent.filter((member) => member.node !== this.state.self);
+      if (others.length === silent.length) return others;
+      this.state.log("warn", "our own kernel is slow to tell its locks; the view change waits", {});
+    }
   }
 
   /** Messages of this attempt may be lost, or one of its members is to go. */
@@ -498,13 +527,12 @@ export class Coordinator {
     for (const member of plan.joined) {
       state.ports.kernel.nodeStatus(member.node, member.incarnation, NodeState.ACTIVE);
     }
-    for (const node of [...this.leaves]) {
-      if (plan.view.members.some((member) => member.node === node)) continue;
+    for (const [node, incarnation] of [...this.leaves]) {
+      if (plan.view.members.some((m) => m.node === node && m.incarnation === incarnation)) continue;
       this.leaves.delete(node);
       this.#recentlyLeft.add(node);
       state.send(node, { kind: "LEFT", epoch: plan.view.epoch });
-      const incarnation = state.connected.get(node);
-      if (incarnation !== undefined) state.ports.kernel.nodeStatus(node, incarnation, NodeState.LEFT);
+      state.ports.kernel.nodeStatus(node, incarnation, NodeState.LEFT);
     }
   }
 }

@@ -176,6 +176,11 @@ export class Participant {
     if (await this.rebuild(view)) state.send(from, { kind: "REBUILT", epoch });
   }
 
+  /** Whether that node has told its locks in the change under way. */
+  hasSent(node: number): boolean {
+    return this.#rebuildSent.has(node);
+  }
+
   rebuildSent(from: number, epoch: bigint): void {
     const { state } = this;
     if (state.next === null || state.next.epoch !== epoch) {

@@ -307,10 +307,14 @@ static int mxfs_show_options(struct seq_file *m, struct dentry *root)
 	unsigned int i;
 	char *c;
 
-	seq_show_option(m, "iface", opt->iface);
-	seq_show_option(m, "multicast", opt->multicast);
-	seq_show_option(m, "broadcast", opt->broadcast);
-	seq_show_option(m, "config", opt->config);
+	if (opt->iface)
+		seq_show_option(m, "iface", opt->iface);
+	if (opt->multicast)
+		seq_show_option(m, "multicast", opt->multicast);
+	if (opt->broadcast)
+		seq_show_option(m, "broadcast", opt->broadcast);
+	if (opt->config)
+		seq_show_option(m, "config", opt->config);
 	if (opt->peers) {
 		seq_puts(m, ",peer=");
 		for (c = opt->peers; *c; c++)
@@ -1066,6 +1070,7 @@ static void mxfs_sbi_stop(struct mxfs_sb_info *sbi)
 const struct super_operations mxfs_super_ops = {
 	.alloc_inode = mxfs_alloc_inode,
 	.free_inode = mxfs_free_inode,
+	.write_inode = mxfs_write_inode,
 	.evict_inode = mxfs_evict_inode,
 	.statfs = mxfs_statfs,
 	.sync_fs = mxfs_sync_fs,

@@ -70,6 +70,9 @@ static struct netlink_range_validation mxfs_nl_boottime = { .min = 0, .max = S64
 static struct netlink_range_validation mxfs_nl_payload = { .min = 0, .max = MXFS_FSOP_PAYLOAD_MAX };
 static struct netlink_range_validation mxfs_nl_total = { .min = 1, .max = MXFS_FSOP_PAYLOAD_MAX };
 
+/* Not NLA_POLICY_RANGE: its bounds are signed 16-bit numbers. */
+static const struct netlink_range_validation mxfs_nl_data = { .min = 1, .max = MXFS_NL_DATA_MAX };
+
 static const struct nla_policy mxfs_nl_policy[MXFS_A_MAX + 1] = {
 	[MXFS_A_MOUNT_ID] = NLA_POLICY_MIN(NLA_U32, 1),
 	[MXFS_A_SESSION] = NLA_POLICY_FULL_RANGE(NLA_U64, &mxfs_nl_nonzero),
@@ -102,7 +105,7 @@ static const struct nla_policy mxfs_nl_policy[MXFS_A_MAX + 1] = {
 	[MXFS_A_FSOP_ID] = { .type = NLA_U64 },
 	[MXFS_A_FSOP_OFFSET] = NLA_POLICY_FULL_RANGE(NLA_U32, &mxfs_nl_payload),
 	[MXFS_A_FSOP_TOTAL] = NLA_POLICY_FULL_RANGE(NLA_U32, &mxfs_nl_total),
-	[MXFS_A_FSOP_DATA] = NLA_POLICY_RANGE(NLA_BINARY, 1, MXFS_NL_DATA_MAX),
+	[MXFS_A_FSOP_DATA] = NLA_POLICY_FULL_RANGE(NLA_BINARY, &mxfs_nl_data),
 	[MXFS_A_COUNTERS] = { .type = NLA_REJECT },
 	[MXFS_A_DEVICE] = { .type = NLA_REJECT },
 	[MXFS_A_PAD] = { .type = NLA_REJECT },

@@ -431,7 +431,8 @@ export class LockEngine {
     words[at + LOCK.FLAGS] = noqueue ? MXFS_LKF_NOQUEUE : 0;
     if (serving && fits) {
       this.#grant(lock, out);
-      this.#bastHolders(resource, out);
+      // Not only who is in the way now: from PR to CW, or back, it also stopped being in somebody's way.
+      this.#settle(resource, out);
       return RESULT.DECIDED;
     }
     table.enqueue(lock, QUEUE.CONVERT);

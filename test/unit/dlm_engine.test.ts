@@ -194,6 +194,15 @@ test("PR to CW is no statement, for neither is stronger", () => {
   assert.equal(desk.said(), ["BAST n2 #20 holds PR for CW"]);
 });
 
+test("a conversion from PR to CW lets in who only waited for PR to go", () => {
+  const desk = new Desk();
+  desk.request(1, 10, "PR");
+  desk.request(2, 20, "CW");
+  desk.said();
+  desk.convert(1, 10, "PR", "CW");
+  assert.equal(desk.said(), ["GRANT n1 #10 CW", "GRANT n2 #20 CW"]);
+});
+
 test("a lock that waits for more can give up what it has, and keeps its turn", () => {
   const desk = new Desk();
   desk.request(1, 10, "PR");

@@ -73,9 +73,6 @@ static struct netlink_range_validation mxfs_nl_total = { .min = 1, .max = MXFS_F
 /* Not NLA_POLICY_RANGE: its bounds are signed 16-bit numbers. */
 static struct netlink_range_validation mxfs_nl_data = { .min = 1, .max = MXFS_NL_DATA_MAX };
 
-/* 32768 is more than NLA_POLICY_RANGE's signed 16 bits hold. */
-static struct netlink_range_validation mxfs_nl_data_range = { .min = 1, .max = MXFS_NL_DATA_MAX };
-
 static const struct nla_policy mxfs_nl_policy[MXFS_A_MAX + 1] = {
 	[MXFS_A_MOUNT_ID] = NLA_POLICY_MIN(NLA_U32, 1),
 	[MXFS_A_SESSION] = NLA_POLICY_FULL_RANGE(NLA_U64, &mxfs_nl_nonzero),

@@ -405,7 +405,8 @@ static int fill_attr(struct mxfs_lower *lower, struct dentry *dentry, struct mxf
 	attr->fh.ino = inode->i_ino;
 	attr->fh.gen = inode->i_generation;
 	attr->mode = stat.mode;
-	attr->nlink = stat.nlink;
+	/* The root's subdirectory .mxfs is not there for anybody. */
+	attr->nlink = stat.nlink - (inode->i_ino == lower->root_ino && stat.nlink > 2);
 	attr->uid = from_kuid(&init_user_ns, stat.uid);
 	attr->gid = from_kgid(&init_user_ns, stat.gid);
 	attr->rdev = stat.rdev;

@@ -68,6 +68,8 @@ static struct genl_family mxfs_genl_family;
 static struct netlink_range_validation mxfs_nl_nonzero = { .min = 1, .max = U64_MAX };
 static struct netlink_range_validation mxfs_nl_boottime = { .min = 0, .max = S64_MAX };
 static struct netlink_range_validation mxfs_nl_payload = { .min = 0, .max = MXFS_FSOP_PAYLOAD_MAX };
+/* NLA_POLICY_RANGE keeps limits in 16 signed bits. */
+static struct netlink_range_validation mxfs_nl_data = { .min = 1, .max = MXFS_NL_DATA_MAX };
 static struct netlink_range_validation mxfs_nl_total = { .min = 1, .max = MXFS_FSOP_PAYLOAD_MAX };
 
 /* Not NLA_POLICY_RANGE: its bounds are signed 16-bit numbers. */

@@ -137,7 +137,7 @@ static int mxfs_setlk(struct file *file, struct file_lock *fl, bool flock, bool 
 	if (mxfs_interrupted(err) && fatal_signal_pending(current))
 		mxfs_unlock_later(inode, &lk);
 	if (err)
-		return err;
+		return err == -EINTR ? -ERESTARTSYS : err; /* locking is restartable */
 	err = locks_lock_file_wait(file, fl);
 	if (err) /* without the entry nobody would unlock it */
 		mxfs_unlock_later(inode, &lk);

@@ -1317,7 +1317,7 @@ static int local_setlk(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, const
 	/* From here on the table may answer at any time, and the holder may change: outside the gate. */
 	mxfs_gate_leave(sbi);
 	err = wait_event_state(sbi->gate.wait, smp_load_acquire(&wait->done) || mxfs_gate_fenced(&sbi->gate),
-			       (TASK_KILLABLE | TASK_FREEZABLE));
+			       (TASK_INTERRUPTIBLE | TASK_FREEZABLE));
 	entered = mxfs_gate_rejoin(sbi);
 	if (err && !entered) {
 		lower = lower_get(sbi);

@@ -784,7 +784,7 @@ static int wait_for_lock(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, con
 		return PTR_ERR(call);
 	/* May take days; the holder may change meanwhile: outside the gate. */
 	mxfs_gate_leave(sbi);
-	killed = wait_for_completion_state(&call->done, TASK_KILLABLE | TASK_FREEZABLE_UNSAFE);
+	killed = wait_for_completion_state(&call->done, TASK_INTERRUPTIBLE | TASK_FREEZABLE_UNSAFE);
 	entered = mxfs_gate_rejoin(sbi);
 	if (killed && !entered && !completion_done(&call->done)) {
 		/* Granted or cancelled, the holder decides which; if this node has become the holder the call has ended. */

@@ -141,13 +141,13 @@ export class ClusterCore implements ClusterEvents {
 
   private async leave(requestId: bigint): Promise<void> {
     const state = this.#state;
-    // A start that is still under way gives up by itself (startup.ts looks at unmountRequest).
-    await state.until(() => (state.phase === "starting" ? undefined : true), 4 * state.timings.startupMs);
     const started_at = state.now();
-    state.phase = "leaving";
-    this.#coordinator.stepDown = true;
-    state.poke();
     try {
+      // A start that is still under way gives up by itself (startup.ts looks at unmountRequest).
+      await state.until(() => (state.phase === "starting" ? undefined : true), 4 * state.timings.startupMs);
+      state.phase = "leaving";
+      this.#coordinator.stepDown = true;
+      state.poke();
       await this.#handOver.leave(
         () => this.#holderDead,
         async () => {

@@ -184,7 +184,8 @@ export class HandOver {
     }
     // Only such as wanted to leave were there: they hold nothing any more.
     await coordinator.writePlainHeader([], fenced);
-    for (const node of coordinator.leaves.keys()) state.send(node, { kind: "LEFT", epoch: state.highestEpoch });
+    for (const node of coordinator.leaves.keys())
+      state.send(node, { kind: "LEFT", epoch: state.highestEpoch });
     await this.releaseAll();
   }
 
@@ -212,7 +213,8 @@ export class HandOver {
     if (state.ports.pr === null) return false;
     const reservation = await state.ports.pr.readReservation();
     state.alive();
-    return reservation.kind === "held" && reservation.key !== state.key;
+    // None: whoever took it over has left as well by now; we have not released it.
+    return reservation.kind === "none" || (reservation.kind === "held" && reservation.key !== state.key);
   }
 
   private async leaveAlone(): Promise<void> {

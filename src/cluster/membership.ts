@@ -459,7 +459,8 @@ export class Coordinator {
     if (location === null) throw new Error("header without lockstate's location");
     // A second key, or a sequence that starts over, would split the cluster.
     const cluster_key = header?.clusterKey ?? this.newClusterKey;
-    if (cluster_key === null) throw new Error("a header is to be written, and the one on disk was never read");
+    if (cluster_key === null)
+      throw new Error("a header is to be written, and the one on disk was never read");
     const members: HeaderMember[] = view.members.map(({ node, incarnation, slot }) => ({
       node,
       incarnation,

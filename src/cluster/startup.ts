@@ -557,6 +557,9 @@ export class Startup {
     }
     if (!members.some((member) => member.node === state.self)) throw evicted(state);
     state.header = header;
+    // Our slot is ours: without a moving heartbeat a newcomer would take us for dead during the change.
+    const me = activeMembers(header).find((m) => prKey(m.node, m.incarnation) === state.key);
+    if (me !== undefined) this.startHeartbeat(me);
     coordinator.base = members;
     this.lease.watch(members);
     for (const member of lost)

@@ -3,6 +3,8 @@
  * A simulated host: its kernel (which survives its daemon), its daemon (a ClusterCore over simulated ports), its
  * heartbeat worker, its side of the network. Faults are methods: powerOff, killDaemon, stall.
  */
+
+import type { Timings } from "../../src/cluster/config.js";
 import { ClusterCore } from "../../src/cluster/core.js";
 import type {
   HeartbeatContents,
@@ -13,7 +15,6 @@ import type {
   View,
 } from "../../src/cluster/ports.js";
 import { prKey } from "../../src/cluster/ports.js";
-import type { Timings } from "../../src/cluster/config.js";
 import type { Mistake } from "../../src/cluster/state.js";
 import { Role } from "../../src/wire/abi.js";
 import {
@@ -23,7 +24,7 @@ import {
   encodeClusterMessage,
 } from "../../src/wire/messages.js";
 import type { Cluster } from "./cluster.js";
-import { VOLUME, VOLUME_UUID, Violation } from "./world.js";
+import { Violation, VOLUME, VOLUME_UUID } from "./world.js";
 
 const OK: RoleChangeResult = { error: 0, message: "" };
 
@@ -103,6 +104,10 @@ export class Host {
       !kernel.unmounting &&
       kernel.leaseUntil > this.cluster.time.now
     );
+  }
+
+  isRegistered(): boolean {
+    return this.cluster.target.keys.get(this.nexus) === this.key;
   }
 
   /** Has the XFS mounted and its writes reach the disk. */
@@ -273,7 +278,9 @@ export class Host {
         register: (key) =>
           command(() => {
             if (target.preempted.has(key) && this.wrote) {
-              throw new Violation(`${this.name} registers a key again that was preempted after it had written`);
+              throw new Violation(
+                `${this.name} registers a key again that was preempted after it had written`,
+              );
             }
             target.register(this.nexus, key);
             this.registered = true;
@@ -312,7 +319,7 @@ export class Host {
         lockDump: async (epoch) => {
           await this.inKernel(kernel, 1, 120);
           if (!daemon.alive) await new Promise<never>(() => undefined);
-          kernel.dumpedEpoch = epoch;
+          if (epoch > kernel.dumpedEpoch) kernel.dumpedEpoch = epoch;
           return OK;
         },
         view: (epoch) => {
@@ -428,7 +435,8 @@ export class Host {
 
   private committedView(epoch: bigint): View {
     const view = this.daemon?.core?.snapshot().view ?? null;
-    if (view === null || view.epoch !== epoch) throw new Violation(`${this.name}: resume(${epoch}) without that view`);
+    if (view === null || view.epoch !== epoch)
+      throw new Violation(`${this.name}: resume(${epoch}) without that view`);
     return view;
   }
 

@@ -132,7 +132,9 @@ export class Network {
     time.at(arrival - time.now, () => {
       if (connection.broken || !to.daemon.alive) return;
       if (this.cluster.verbose > 1 && !message.kind.startsWith("LEASE")) {
-        this.cluster.story(`${host.name} -> ${to.host.name} ${message.kind} ${"epoch" in message ? message.epoch : ""}`);
+        this.cluster.story(
+          `${host.name} -> ${to.host.name} ${message.kind} ${"epoch" in message ? message.epoch : ""}`,
+        );
       }
       to.daemon.core?.message(host.node, message);
     });

@@ -53,7 +53,8 @@ export async function runSeed(seed: number, options: ScenarioOptions = {}): Prom
 async function play(cluster: Cluster, actionCount: number): Promise<void> {
   const { random, hosts } = cluster;
   const first = random.int(1, hosts.length);
-  for (const host of hosts.slice(0, first)) cluster.time.at(random.int(0, random.chance(0.5) ? 30 : 4000), () => host.mount());
+  for (const host of hosts.slice(0, first))
+    cluster.time.at(random.int(0, random.chance(0.5) ? 30 : 4000), () => host.mount());
   await cluster.pass(random.int(1000, 30_000));
   for (let i = 0; i < actionCount && cluster.violation === null; i++) {
     act(cluster);
@@ -104,7 +105,9 @@ async function quieten(cluster: Cluster): Promise<void> {
   for (const host of cluster.hosts) {
     if (host.kernel.state === "running" && host.kernel.fenced) host.unmount();
   }
-  await cluster.pass(90_000, () => cluster.hosts.every((host) => !host.kernel.fenced || host.kernel.state !== "stopping"));
+  await cluster.pass(90_000, () =>
+    cluster.hosts.every((host) => !host.kernel.fenced || host.kernel.state !== "stopping"),
+  );
   for (const host of cluster.hosts) {
     if (host.kernel.fenced && host.kernel.state !== "idle" && host.kernel.state !== "off") {
       cluster.violate(`liveness: ${host.name} is fenced and its unmount does not end`);
@@ -128,7 +131,9 @@ async function everybodyIn(cluster: Cluster): Promise<void> {
   for (const host of cluster.hosts) {
     const snapshot = host.daemon?.core?.snapshot();
     if (!host.serving() || snapshot?.view == null) {
-      cluster.violate(`liveness: ${host.name} (${host.kernel.state}) is not serving at the end: ${host.failure}`);
+      cluster.violate(
+        `liveness: ${host.name} (${host.kernel.state}) is not serving at the end: ${host.failure}`,
+      );
       return;
     }
     views.add(`${snapshot.view.epoch} ${snapshot.view.members.length}`);
@@ -143,18 +148,22 @@ async function everybodyOut(cluster: Cluster): Promise<void> {
   if (cluster.violation !== null) return;
   cluster.story("---- everybody leaves");
   const { random } = cluster;
-  for (const host of cluster.hosts) cluster.time.at(random.int(0, random.chance(0.3) ? 20 : 8000), () => host.unmount());
+  for (const host of cluster.hosts)
+    cluster.time.at(random.int(0, random.chance(0.3) ? 20 : 8000), () => host.unmount());
   await cluster.pass(9000);
   const out = (): boolean => cluster.hosts.every((host) => host.kernel.state === "idle");
   await cluster.pass(120_000, out);
   if (cluster.violation !== null) return;
   for (const host of cluster.hosts) {
     if (host.kernel.state !== "idle") cluster.violate(`liveness: ${host.name}'s unmount does not end`);
-    if (host.kernel.fenced) cluster.violate(`liveness: ${host.name} was fenced while everybody left in good order`);
+    if (host.kernel.fenced)
+      cluster.violate(`liveness: ${host.name} was fenced while everybody left in good order`);
   }
   await cluster.pass(1000);
   const { keys, reservation } = cluster.target;
   if (keys.size > 0 || reservation !== null) {
-    cluster.violate(`all have left, and the target still has ${keys.size} keys, reservation ${reservation?.key ?? "none"}`);
+    cluster.violate(
+      `all have left, and the target still has ${keys.size} keys, reservation ${reservation?.key ?? "none"}`,
+    );
   }
 }

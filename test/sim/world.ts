@@ -6,7 +6,13 @@
  * Time moves from event to event; after each event all promises that are ready run (a macrotask turn) before the
  * next is taken, so that a flow of the core never lags behind the clock.
  */
-import { tryDecodeHeader, chooseHeader, type DiskHeader, encodeHeader, type LockstateLocation } from "../../src/disk/lockstate.js";
+import {
+  chooseHeader,
+  type DiskHeader,
+  encodeHeader,
+  type LockstateLocation,
+  tryDecodeHeader,
+} from "../../src/disk/lockstate.js";
 import type { HeartbeatRecord } from "../../src/disk/record.js";
 import { decodeHeartbeat, encodeHeartbeat } from "../../src/disk/record.js";
 

@@ -72,9 +72,6 @@ static struct netlink_range_validation mxfs_nl_payload = { .min = 0, .max = MXFS
 static struct netlink_range_validation mxfs_nl_data = { .min = 1, .max = MXFS_NL_DATA_MAX };
 static struct netlink_range_validation mxfs_nl_total = { .min = 1, .max = MXFS_FSOP_PAYLOAD_MAX };
 
-/* Not NLA_POLICY_RANGE: its bounds are signed 16-bit numbers. */
-static struct netlink_range_validation mxfs_nl_data = { .min = 1, .max = MXFS_NL_DATA_MAX };
-
 static const struct nla_policy mxfs_nl_policy[MXFS_A_MAX + 1] = {
 	[MXFS_A_MOUNT_ID] = NLA_POLICY_MIN(NLA_U32, 1),
 	[MXFS_A_SESSION] = NLA_POLICY_FULL_RANGE(NLA_U64, &mxfs_nl_nonzero),

@@ -800,6 +800,29 @@ static void mxfs_daemon_free(struct mxfs_daemon *daemon)
 	kfree(daemon);
 }
 
+/* ---------------------------------------------------------------- the daemon's hand on the gate (control workqueue) */
+
+/* Under role_mutex, but for the wait. Sets, does not count: the daemon says how it shall be. */
+static void mxfs_daemon_gate(struct mxfs_sb_info *sbi, bool *shut, bool open, const char *reason, bool force)
+{
+	bool was;
+
+	mutex_lock(&sbi->role_mutex);
+	was = *shut;
+	if (open)
+		*shut = false;
+	mutex_unlock(&sbi->role_mutex);
+	if (open && was)
+		mxfs_gate_open(sbi);
+	if (open)
+		return;
+	if (!was)
+		mxfs_gate_shut(sbi, reason, force);
+	mutex_lock(&sbi->role_mutex);
+	*shut = true; /* only when all have left */
+	mutex_unlock(&sbi->role_mutex);
+}
+
 /* ---------------------------------------------------------------- roles (control workqueue, or an unmount without daemon) */
 
 /* From any role to none; afterwards mxfs itself has the disk. Under role_mutex. */
@@ -878,6 +901,9 @@ void mxfs_super_role_change(struct mxfs_sb_info *sbi, u64 req_id, u32 role, u32 
 	const char *why = NULL;
 	int err = 0;
 
+	/* An unmount has no operations of its own left; those of members end here. */
+	if (role == MXFS_ROLE_NONE && !sbi->daemon_shut && READ_ONCE(sbi->kstate) == MXFS_KSTATE_STOPPING)
+		mxfs_daemon_gate(sbi, &sbi->daemon_shut, false, "unmount", false);
 	mutex_lock(&sbi->role_mutex);
 	if (!sbi->daemon_shut) {
 		err = -EBUSY;
@@ -918,27 +944,6 @@ out:
 }
 
 /* ---------------------------------------------------------------- gate, view, ready */
-
-/* Under role_mutex, but for the wait. Sets, does not count: the daemon says how it shall be. */
-static void mxfs_daemon_gate(struct mxfs_sb_info *sbi, bool *shut, bool open, const char *reason, bool force)
-{
-	bool was;
-
-	mutex_lock(&sbi->role_mutex);
-	was = *shut;
-	if (open)
-		*shut = false;
-	mutex_unlock(&sbi->role_mutex);
-	if (open && was)
-		mxfs_gate_open(sbi);
-	if (open)
-		return;
-	if (!was)
-		mxfs_gate_shut(sbi, reason, force);
-	mutex_lock(&sbi->role_mutex);
-	*shut = true; /* only when all have left */
-	mutex_unlock(&sbi->role_mutex);
-}
 
 void mxfs_super_gate(struct mxfs_sb_info *sbi, u64 req_id, bool open, const char *reason, bool force)
 {

@@ -15,6 +15,7 @@
 import type { HeartbeatRecord } from "../disk/record.js";
 import { NodeState, Role } from "../wire/abi.js";
 import type { ClusterMessageOf, MemberInfo } from "../wire/messages.js";
+import type { View } from "./ports.js";
 import { type ClusterState, hexNode, memberOf } from "./state.js";
 
 /** What we know of another node's life. All times are our own clock's. */
@@ -89,9 +90,19 @@ export class LeaseKeeper {
     this.#accounts.clear();
   }
 
+  /**
+   * Whose acknowledgements count: the committed view's; that of the one being prepared when there is none yet, or when
+   * it has another holder (hand-over).
+   */
+  private leaseView(): View | null {
+    const { view, next } = this.state;
+    if (view === null || next === null) return view ?? next;
+    return next.holder === view.holder ? view : next;
+  }
+
   heartbeatWritten(atMs: number): void {
     const { state } = this;
-    const view = state.next ?? state.view;
+    const view = this.leaseView();
     if (view === null || memberOf(view, state.self) === undefined) return;
     const now = state.now();
     if (
@@ -148,7 +159,7 @@ export class LeaseKeeper {
   acknowledged(from: number, seq: bigint): void {
     const { state } = this;
     const round = this.#rounds.get(seq);
-    const view = state.next ?? state.view;
+    const view = this.leaseView();
     if (round === undefined || view === null || memberOf(view, from) === undefined) return;
     if (state.self !== view.holder && from !== view.holder) return;
     round.acks.add(from);
@@ -159,7 +170,7 @@ export class LeaseKeeper {
 
   private settle(seq: bigint): void {
     const { state } = this;
-    const view = state.next ?? state.view;
+    const view = this.leaseView();
     const round = this.#rounds.get(seq);
     if (view === null || round === undefined) return;
     const enough =

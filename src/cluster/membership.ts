@@ -221,6 +221,10 @@ export class Coordinator {
     const joined: MemberInfo[] = [];
     for (const join of this.joins.values()) {
       if (stay.some((member) => member.node === join.node)) continue;
+      if (!state.isConnected(join)) {
+        this.joins.delete(join.node);
+        continue;
+      }
       let slot = 0;
       while (taken.has(slot)) slot++;
       if (slot >= MXFS_NODE_COUNT_MAX) continue; // Next change: slots of the leaving are free then.

@@ -125,6 +125,13 @@ export class Participant {
     state.poke();
   }
 
+  /** The JOIN came to nothing: no PREPARE or COMMIT is followed until the next one. */
+  abandonJoin(): void {
+    this.joinTarget = null;
+    if (this.state.view === null) this.state.next = null;
+    this.state.poke();
+  }
+
   // ---- driven by the coordinator's messages -----------------------------------------------------------------
 
   /** Whose view changes this node follows. */

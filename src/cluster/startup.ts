@@ -52,7 +52,7 @@ export class Startup {
   #heardSerial = 0;
   /** Since when each key has held the reservation without a header of its own to show for it. */
   readonly #keySince = new Map<bigint, number>();
-  readonly #watch = new HeartbeatWatch();
+  readonly #watch: HeartbeatWatch;
 
   constructor(
     readonly state: ClusterState,
@@ -60,7 +60,9 @@ export class Startup {
     readonly participant: Participant,
     readonly coordinator: Coordinator,
     readonly becameHolder: () => void,
-  ) {}
+  ) {
+    this.#watch = new HeartbeatWatch(3 * state.timings.heartbeatMs);
+  }
 
   /** Returns with the view committed, the lease there and the kernel told. @throws StartupFailed */
   async run(): Promise<void> {
@@ -333,6 +335,8 @@ export class Startup {
       const joined = await this.join(holder, record, rejoin);
       if (joined === true) return "done";
       if (state.isConnected(holder)) return { again: joined };
+      // The attempt took its time: judge the heartbeat as it is now.
+      await this.readHeartbeats();
     }
     if (
       this.#watch.silentMs(header.holder, header.holderIncarnation, state.now()) < state.timings.nodeTimeoutMs
@@ -388,6 +392,8 @@ export class Startup {
       return undefined;
     }, patience);
     if (answer === "in") return true;
+    // From the top again: a view change that still names us must not be followed behind the election's back.
+    participant.abandonJoin();
     const refusal = this.takeRefusal();
     if (refusal === null) return `connection to holder ${hexNode(holder.node)} broke while joining`;
     if (refusal.errno === ERRNO.EAGAIN) return refusal.reason;
@@ -678,6 +684,9 @@ export class Startup {
 class HeartbeatWatch {
   readonly #seen = new Map<bigint, { sequence: bigint; movedAt: number; moved: boolean }>();
   #beganAt = -1;
+  #lastAt = -1;
+
+  constructor(readonly gapMaxMs: number) {}
 
   reset(): void {
     this.#seen.clear();
@@ -685,6 +694,12 @@ class HeartbeatWatch {
   }
 
   note(records: readonly (HeartbeatRecord | null)[], now: number): void {
+    // Nobody was watched in between: silence counts from here.
+    if (this.#beganAt >= 0 && now - this.#lastAt > this.gapMaxMs) {
+      this.#beganAt += now - this.#lastAt;
+      for (const seen of this.#seen.values()) seen.movedAt += now - this.#lastAt;
+    }
+    this.#lastAt = now;
     if (this.#beganAt < 0) this.#beganAt = now;
     for (const record of records) {
       if (record === null) continue;

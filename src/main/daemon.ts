@@ -27,6 +27,7 @@ import {
 import { encodeLockEntries, type LockEntry } from "../wire/lock_entry.js";
 import { LockDispatch } from "../workers/dispatch.js";
 import { KernelLink } from "../workers/kernel_link.js";
+import { serviceVolume } from "../workers/lan_disk.js";
 import { interfaceAddress } from "../workers/peer_net.js";
 import {
   type LogFields,
@@ -162,20 +163,18 @@ class Daemon {
     for (const signal of RULE.signals) {
       process.on(signal, () => this.#signal(signal));
     }
-    if (options.mountId === null) {
-      throw new Error(
-        "a lock service without a mount is not possible in this version: mount the volume (mount -t mxfs)",
-      );
+    if (options.mountId !== null) {
+      this.#attached = attach(options.mountId);
+      this.#link = new KernelLink(this.#attached.setup, KERNEL_THREAD);
     }
-    this.#attached = attach(options.mountId);
-    this.#link = new KernelLink(this.#attached.setup, KERNEL_THREAD);
-    const { answer } = this.#attached;
     const { node: nodeConfig, timing, peers } = this.#config;
     const identity = loadIdentity(nodeConfig.uuidFile);
     this.#identity = identity;
-    const rejoining = answer.incarnation !== 0;
-    const incarnation = rejoining ? answer.incarnation : nextIncarnation(nodeConfig.incarnationFile);
-    const volume = await probeVolume(options.device, options.mountpoint, options.uuid);
+    const known = this.#attached?.answer.incarnation ?? 0;
+    const rejoining = known !== 0;
+    const incarnation = rejoining ? known : nextIncarnation(nodeConfig.incarnationFile);
+    const probed = await probeVolume(options.device, options.mountpoint, options.uuid);
+    const volume = options.mountId === null ? { ...probed, id: serviceVolume(probed.id) } : probed;
     this.#volumes.add(volume);
     this.#volume = volume;
     const engine = LockEngine.create(identity.node, {
@@ -230,8 +229,10 @@ class Daemon {
     });
     await discovery.open(nodeConfig.port);
     this.#discovery = discovery;
-    this.#spawn("heartbeat", setup, links.heartbeat);
-    this.#spawn("netlink", setup, links.netlink);
+    if (options.mountId !== null) {
+      this.#spawn("heartbeat", setup, links.heartbeat);
+      this.#spawn("netlink", setup, links.netlink);
+    }
     this.#spawn("lease", setup, links.lease);
     await this.#listenControl(volume);
     // From here on the cluster core tells the mount how it went.
@@ -271,7 +272,7 @@ class Daemon {
         nodeTimeoutMs: timing.nodeTimeoutMs,
         startupMs: timing.startupMs,
       },
-      fence: this.#options.fence,
+      fence: this.#options.mountId === null ? "none" : this.#options.fence,
       rejoin:
         rejoining && answer !== undefined && answer.role !== RoleNumber.NONE
           ? { role: answer.role as Role, epoch: answer.epoch, fenced: answer.fenced !== 0 }

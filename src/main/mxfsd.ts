@@ -138,14 +138,11 @@ await yargs(joinDashes(hideBin(process.argv)))
     "start [device]",
     "serve locks for a device without mounting it",
     (y) =>
-      y
-        .positional("device", { type: "string" })
-        .options(OPTIONS)
-        .option("foreground", {
-          type: "boolean",
-          default: false,
-          describe: "stay, and log to standard error",
-        }),
+      y.positional("device", { type: "string" }).options(OPTIONS).option("foreground", {
+        type: "boolean",
+        default: false,
+        describe: "stay, and log to standard error",
+      }),
     (argv) => {
       result = start(argv);
     },

@@ -24,7 +24,7 @@ import type {
 } from "../cluster/ports.js";
 import { lockstateSize } from "../disk/lockstate.js";
 import { LockEngine } from "../dlm/engine.js";
-import { NodeState } from "../wire/abi.js";
+import { Role } from "../wire/abi.js";
 import {
   locateLockstate,
   openReservations,
@@ -35,6 +35,7 @@ import {
 } from "./disk_io.js";
 import { LockDispatch } from "./dispatch.js";
 import { type KernelCommand, KernelLink } from "./kernel_link.js";
+import { LanDisk, serviceKey } from "./lan_disk.js";
 import {
   type KernelEvent,
   NodeWords,
@@ -181,14 +182,30 @@ const kernel: KernelPort = {
   },
   fenced(message) {
     shell.log("error", `fenced, finally: ${message}`, {});
-    link?.send({ cmd: "FENCED", message });
+    if (link === null) {
+      shell.toMain({ kind: "exit", code: 1 });
+      return;
+    }
+    link.send({ cmd: "FENCED", message });
   },
   unmountDone(requestId, errno, message) {
     link?.send({ cmd: "DONE", reqId: requestId, error: errno, message });
   },
 };
 
-const disk: DiskPort = {
+/** Without a mount nothing on the device is touched. */
+const lanDisk =
+  link === null
+    ? new LanDisk({
+        volume: setup.volume,
+        volumeUuid: setup.volumeUuid,
+        self: setup.self,
+        heartbeatMs: setup.heartbeatMs,
+        nodeTimeoutMs: setup.cluster.timings.nodeTimeoutMs,
+      })
+    : null;
+
+const rawDisk: DiskPort = {
   volume: setup.volume,
   volumeUuid: setup.volumeUuid,
   locateLockstate: () => locateLockstate(device),
@@ -225,7 +242,7 @@ let clusterKey: Uint8Array | null = null;
 
 function announce(): void {
   if (clusterKey !== null) {
-    const role = words.holder === setup.self ? 1 : 2;
+    const role = words.epoch === 0n ? Role.NONE : words.holder === setup.self ? Role.HOLDER : Role.MEMBER;
     shell.toMain({ kind: "announce", key: clusterKey, epoch: words.epoch, role });
   }
 }
@@ -294,11 +311,13 @@ const ports: Ports = {
       ? null
       : openReservations(device, (text) => shell.log("info", `device: ${text}, command repeated`)),
   kernel,
-  disk,
+  disk: lanDisk ?? rawDisk,
   net,
   locks,
   log: (level, text, fields) => shell.log(level, text, fields),
-  random: (count) => new Uint8Array(randomBytes(count)),
+  // Its one use is the cluster key; without a mount that is derived, not drawn.
+  random: (count) =>
+    lanDisk === null ? new Uint8Array(randomBytes(count)) : serviceKey(setup.volumeUuid).subarray(0, count),
   exit(code) {
     // What was posted to the peer worker before (LEFT, say) gets a moment to reach the wire.
     setTimeout(() => shell.toMain({ kind: "exit", code }), EXIT_DRAIN_MS);
@@ -364,6 +383,7 @@ function take(message: ToLease): void {
       heartbeatStops.shift()?.();
       return;
     case "discovered":
+      lanDisk?.note(message.packet);
       core.discovered(message.packet);
       return;
     case "reclaimed":
@@ -383,6 +403,9 @@ for (const port of [peer, netlink, heartbeat, main]) {
 shell.log("info", "cluster core starts", {
   node: setup.self.toString(16),
   incarnation: setup.incarnation,
-  state: NodeState.JOINING,
 });
+if (lanDisk !== null) {
+  lanDisk.events = core;
+  net.setClusterKey(serviceKey(setup.volumeUuid));
+}
 core.start();

@@ -234,9 +234,68 @@ export function consolePath(runDir: string): string {
   return join(runDir, "console");
 }
 
+/** Measures the time stamp counter against the clock, in kHz. */
+const TSC_SOURCE = `
+#include <stdio.h>
+#include <time.h>
+#include <unistd.h>
+#include <x86intrin.h>
+static void sample(double *ns, unsigned long long *ticks)
+{
+	unsigned long long best = ~0ULL;
+	for (int i = 0; i < 1000; i++) {
+		struct timespec ts;
+		unsigned long long before = __rdtsc(), after;
+		clock_gettime(CLOCK_MONOTONIC, &ts);
+		after = __rdtsc();
+		if (after - before < best) {
+			best = after - before;
+			*ns = ts.tv_sec * 1e9 + ts.tv_nsec;
+			*ticks = before + best / 2;
+		}
+	}
+}
+int main(void)
+{
+	double from, to;
+	unsigned long long first, last;
+	sample(&from, &first);
+	usleep(200000);
+	sample(&to, &last);
+	printf("%.0f\\n", (double)(last - first) / (to - from) * 1e6);
+	return 0;
+}
+`;
+
+/**
+ * The rate of the time stamp counter, which an emulated guest sees as the host has it. Told to the guest's kernel:
+ * measuring it by itself on a busy host it can be wrong by several times, and so would all its clocks be.
+ */
+function tscKhz(): string {
+  const bootId = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
+  const cached = join(CACHE_DIR, "tsc-khz");
+  if (existsSync(cached)) {
+    const [khz = "", boot] = readFileSync(cached, "utf8").trim().split(" ");
+    if (boot === bootId && /^[1-9][0-9]{4,7}$/.test(khz)) return khz;
+  }
+  const work = mkdtempSync(join(CACHE_DIR, "tsc-"));
+  try {
+    writeFileSync(join(work, "tsc.c"), TSC_SOURCE);
+    run("gcc", ["-O2", "-o", join(work, "tsc"), join(work, "tsc.c")]);
+    const khz = run(join(work, "tsc"), []).trim();
+    if (!/^[1-9][0-9]{4,7}$/.test(khz)) throw new LabError(`time stamp counter: ${khz} kHz cannot be`);
+    writeFileSync(join(work, "khz"), `${khz} ${bootId}\n`);
+    renameSync(join(work, "khz"), cached);
+    return khz;
+  } finally {
+    rmSync(work, { recursive: true, force: true });
+  }
+}
+
 export function qemuArguments(spec: GuestSpec): string[] {
   const append = [
     "console=ttyS0 loglevel=5 rdinit=/init no_timer_check tsc=reliable random.trust_cpu=on net.ifnames=0",
+    spec.accelerator === "tcg" ? `tsc_early_khz=${tscKhz()}` : "",
     "softlockup_panic=0 panic=0",
     `mxfs.role=${spec.role} mxfs.node=${spec.number} mxfs.ports=${EXEC_PORT_COUNT}`,
     `mxfs.project=${PROJECT_DIR} mxfs.kernel=${spec.kernel.dir} mxfs.nodejs=${process.execPath}`,

@@ -206,9 +206,12 @@ export class Coordinator {
 
   private plan(reason: string): Plan {
     const { state } = this;
-    const evicted = [...this.evictions.values()].filter(({ member }) =>
-      this.base.some((m) => m.node === member.node && m.incarnation === member.incarnation),
-    );
+    for (const [node, { member }] of [...this.evictions]) {
+      // It has left in good order while its eviction was being asked for.
+      if (!this.base.some((m) => m.node === node && m.incarnation === member.incarnation))
+        this.evictions.delete(node);
+    }
+    const evicted = [...this.evictions.values()];
     const gone = new Set(evicted.map(({ member }) => member.node));
     const stay = this.base.filter((member) => !gone.has(member.node) && !this.isLeavingAs(member));
     const taken = new Set([...this.base, ...stay].map((member) => member.slot));

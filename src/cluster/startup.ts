@@ -388,7 +388,9 @@ export class Startup {
     const answer = await state.until<"in" | "refused" | "lost">(() => {
       if (memberOf(state.view, state.self) !== undefined) return "in";
       if (this.#refusal !== null) return "refused";
-      if (state.generation(holder.node) !== generation || this.aborted()) return "lost";
+      if (state.generation(holder.node) !== generation) return "lost";
+      // A living mount comes back into the view first, and leaves then.
+      if (this.aborted() && !rejoin) return "lost";
       return undefined;
     }, patience);
     if (answer === "in") return true;

@@ -163,7 +163,8 @@ export class PrTarget {
 export class SharedDisk {
   lockstate = false;
   #headers: [Uint8Array, Uint8Array] = [new Uint8Array(4096), new Uint8Array(4096)];
-  #slots: (Uint8Array | null)[] = new Array<Uint8Array | null>(64).fill(null);
+  /** What the bytes of each slot decode to: decoded once, when written. */
+  #slots: (HeartbeatRecord | null)[] = new Array<HeartbeatRecord | null>(64).fill(null);
   lastHeaderEpoch = 0n;
 
   readonly location: LockstateLocation = {
@@ -189,10 +190,10 @@ export class SharedDisk {
     }
   }
   heartbeats(): (HeartbeatRecord | null)[] {
-    return this.#slots.map((bytes) => (bytes === null ? null : decodeHeartbeat(bytes, RECORD_SIZE, VOLUME)));
+    return [...this.#slots];
   }
   writeHeartbeat(slot: number, record: HeartbeatRecord): void {
-    this.#slots[slot] = encodeHeartbeat(record, RECORD_SIZE);
+    this.#slots[slot] = decodeHeartbeat(encodeHeartbeat(record, RECORD_SIZE), RECORD_SIZE, VOLUME);
   }
   clearHeartbeat(slot: number): void {
     this.#slots[slot] = null;

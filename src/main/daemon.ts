@@ -13,6 +13,7 @@
 
 import { existsSync, lstatSync, readlinkSync, rmSync, symlinkSync } from "node:fs";
 import { hostname, networkInterfaces } from "node:os";
+import { setTimeout as pause } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { MessageChannel, type MessagePort, Worker } from "node:worker_threads";
 import { bootTimeMs, createWakeFd, signalWakeFd } from "../../native/index.js";
@@ -65,19 +66,30 @@ const SOCKET_DIRECTORY = "/run/mxfs";
 const SOCKET_DEFAULT = "/var/run/mxfsd.sock";
 const WORKER_END_MS = 3_000;
 const KERNEL_STATUS_MS = 500;
+const LINK_WAIT_MS = 10_000;
+const LINK_POLL_MS = 100;
 
 const RULE = {
   signals: ["SIGTERM", "SIGINT", "SIGHUP"],
 } as const;
 
-/** Address that peers are told: the interface's, or the first one that is not loopback. */
-function ownAddress(iface: string | null): string {
+/**
+ * Address that peers are told: the interface's, or the first one that is not loopback. An interface whose link is
+ * just coming up (a mount at boot) is waited for; the system gives no event that Node could hear.
+ */
+async function ownAddress(iface: string | null): Promise<string> {
   if (iface !== null) {
-    const address = interfaceAddress(iface);
-    if (address === null) {
-      throw new Error(`interface ${iface} has no IPv4 address: give it one, or choose another with iface=`);
+    for (const endMs = bootTimeMs() + LINK_WAIT_MS; ; await pause(LINK_POLL_MS)) {
+      const address = interfaceAddress(iface);
+      if (address !== null) {
+        return address;
+      }
+      if (bootTimeMs() >= endMs) {
+        throw new Error(
+          `interface ${iface} has no IPv4 address, or its link is down: bring it up, or choose another with iface=`,
+        );
+      }
     }
-    return address;
   }
   for (const entries of Object.values(networkInterfaces())) {
     const found = entries?.find((entry) => entry.family === "IPv4" && !entry.internal);
@@ -182,7 +194,7 @@ class Daemon {
       lockCountMax: LOCKS_MAX,
     });
     this.#engine = engine;
-    const address = ownAddress(nodeConfig.iface);
+    const address = await ownAddress(nodeConfig.iface);
     const setupFor = (port: number): WorkerSetup => ({
       self: identity.node,
       incarnation,

@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//
+// The lock service without a mount, on this host: two real daemons in two network namespaces over one loop device,
+// driven by real mxfs_lock processes.
+
+import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { suite } from "uvu";
+import * as assert from "uvu/assert";
+
+const ROOT = join(dirname(fileURLToPath(import.meta.url)), "..", "..", "..");
+const MXFSD = join(ROOT, "dist", "daemon", "mxfsd.js");
+const MXFS_LOCK = join(ROOT, "dist", "daemon", "mxfs_lock.js");
+const NODES = ["a", "b"] as const;
+type Node = (typeof NODES)[number];
+
+function sh(program: string, ...args: string[]): string {
+  return execFileSync(program, args, { encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] });
+}
+
+interface Ended {
+  readonly status: number | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+class Process {
+  stdout = "";
+  stderr = "";
+  readonly ended: Promise<Ended>;
+  readonly #child: ChildProcess;
+  #wake: (() => void)[] = [];
+
+  constructor(program: string, args: readonly string[]) {
+    this.#child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });
+    const note = (): void => {
+      for (const wake of this.#wake.splice(0)) {
+        wake();
+      }
+    };
+    this.#child.stdout?.on("data", (chunk: Buffer) => {
+      this.stdout += chunk.toString();
+      note();
+    });
+    this.#child.stderr?.on("data", (chunk: Buffer) => {
+      this.stderr += chunk.toString();
+      note();
+    });
+    this.ended = new Promise((resolve) => {
+      this.#child.on("close", (status) => {
+        resolve({ status, stdout: this.stdout, stderr: this.stderr });
+        note();
+      });
+    });
+  }
+
+  async until(text: string): Promise<void> {
+    while (!this.stdout.includes(text) && !this.stderr.includes(text)) {
+      const over = await Promise.race([
+        this.ended.then(() => true),
+        new Promise<boolean>((resolve) => this.#wake.push(() => resolve(false))),
+      ]);
+      if (over && !this.stdout.includes(text) && !this.stderr.includes(text)) {
+        throw new Error(`ended before it said "${text}":\n${this.stdout}${this.stderr}`);
+      }
+    }
+  }
+
+  signal(signal: NodeJS.Signals): void {
+    this.#child.kill(signal);
+  }
+}
+
+class Service {
+  readonly dir = mkdtempSync("/tmp/mxfs-service-");
+  readonly tag = `mxs${process.pid}`;
+  readonly daemons = new Map<Node, Process>();
+  device = "";
+
+  open(): void {
+    const image = join(this.dir, "image");
+    sh("truncate", "-s", "320M", image);
+    sh("mkfs.xfs", "-q", "-f", image);
+    this.device = sh("losetup", "-f", "--show", image).trim();
+    for (const node of NODES) {
+      sh("ip", "netns", "add", `${this.tag}${node}`);
+    }
+    sh(
+      "ip",
+      "link",
+      "add",
+      "mx0",
+      "netns",
+      `${this.tag}a`,
+      "type",
+      "veth",
+      "peer",
+      "name",
+      "mx0",
+      "netns",
+      `${this.tag}b`,
+    );
+    NODES.forEach((node, index) => {
+      const ns = `${this.tag}${node}`;
+      sh("ip", "-n", ns, "addr", "add", `10.99.0.${index + 1}/24`, "dev", "mx0");
+      sh("ip", "-n", ns, "link", "set", "mx0", "up");
+      sh("ip", "-n", ns, "link", "set", "lo", "up");
+      const home = this.home(node);
+      mkdirSync(join(home, "run"), { recursive: true });
+      writeFileSync(
+        join(home, "conf"),
+        `[node]\niface = mx0\nuuid_file = ${home}/uuid\nincarnation_file = ${home}/incarnation\n[timing]\nheartbeat_ms = 500\nrenew_ms = 500\nlease_ms = 2500\nnode_timeout_ms = 6000\n[logging]\nfile = ${home}/log\nsyslog = no\n`,
+      );
+    });
+  }
+
+  home(node: Node): string {
+    return join(this.dir, node);
+  }
+
+  start(node: Node): Process {
+    // /run is the node's own, so that both control sockets have their usual names.
+    const script = `mount --bind ${this.home(node)}/run /run && exec ${process.execPath} ${MXFSD} start ${this.device} --config ${this.home(node)}/conf --foreground`;
+    const daemon = new Process("nsenter", [
+      `--net=/run/netns/${this.tag}${node}`,
+      "unshare",
+      "-m",
+      "sh",
+      "-c",
+      script,
+    ]);
+    this.daemons.set(node, daemon);
+    return daemon;
+  }
+
+  socket(node: Node): string {
+    const folder = join(this.home(node), "run", "mxfs");
+    return join(folder, readdirSync(folder).find((name) => name.endsWith(".sock")) ?? "missing");
+  }
+
+  lock(node: Node, ...args: string[]): Process {
+    return new Process(process.execPath, [MXFS_LOCK, "--socket", this.socket(node), ...args]);
+  }
+
+  close(): void {
+    for (const daemon of this.daemons.values()) {
+      daemon.signal("SIGKILL");
+    }
+    for (const node of NODES) {
+      if (existsSync(`/run/netns/${this.tag}${node}`)) {
+        sh("ip", "netns", "del", `${this.tag}${node}`);
+      }
+    }
+    if (this.device !== "") {
+      sh("losetup", "-d", this.device);
+    }
+    rmSync(this.dir, { recursive: true, force: true });
+  }
+}
+
+const test = suite<{ service: Service }>("lock service without a mount");
+test.before((context) => {
+  context.service = new Service();
+  try {
+    context.service.open();
+  } catch (error) {
+    context.service.close();
+    throw error;
+  }
+});
+test.after((context) => context.service.close());
+
+test("two daemons that start at once find each other: one coordinator, one member", async ({ service }) => {
+  const daemons = NODES.map((node) => service.start(node));
+  await Promise.all(daemons.map((daemon) => daemon.until("started role=")));
+  const roles = daemons.map((daemon) => /started role=(\w+)/.exec(daemon.stderr)?.[1]).sort();
+  assert.equal(roles, ["holder", "member"]);
+});
+
+test("a lock held on one node keeps the other out, and passes when it is released", async ({ service }) => {
+  const holder = service.lock("a", "lock", "alpha", "EX");
+  await holder.until("granted EX alpha");
+  const refused = await service.lock("b", "lock", "alpha", "EX", "--noqueue").ended;
+  assert.is(refused.status, 1);
+  assert.match(refused.stderr, /held by somebody else/);
+  const late = await service.lock("b", "lock", "alpha", "PR", "--timeout", "0.3").ended;
+  assert.is(late.status, 1);
+  assert.match(late.stderr, /not granted in time/);
+  const waiter = service.lock("b", "lock", "alpha", "EX", "--", "echo", "through");
+  await holder.until("somebody waits for alpha in EX");
+  const released = await service.lock("a", "unlock", "alpha").ended;
+  assert.is(released.status, 0, released.stderr);
+  assert.is((await holder.ended).status, 0);
+  const passed = await waiter.ended;
+  assert.is(passed.status, 0);
+  assert.match(passed.stdout, /through/);
+});
+
+test("readers share, and the exit status of a command under a lock is the command's", async ({ service }) => {
+  const reader = service.lock("a", "lock", "beta", "PR");
+  await reader.until("granted PR");
+  assert.is((await service.lock("b", "lock", "beta", "3", "-n", "--", "sh", "-c", "exit 7").ended).status, 7);
+  reader.signal("SIGTERM");
+  assert.is((await reader.ended).status, 0);
+});
+
+test("a client that is killed loses its lock to who waits", async ({ service }) => {
+  const victim = service.lock("a", "lock", "gamma", "EX");
+  await victim.until("granted");
+  const waiter = service.lock("b", "lock", "gamma", "EX", "--", "true");
+  await victim.until("somebody waits");
+  victim.signal("SIGKILL");
+  assert.is((await waiter.ended).status, 0);
+});
+
+test("wrong usage is refused with status 2, an unknown lock with 6, no daemon with 3", async ({
+  service,
+}) => {
+  assert.is((await service.lock("a", "lock", "x", "ZZ").ended).status, 2);
+  assert.is((await service.lock("a", "lock", "inode:x").ended).status, 2);
+  assert.is((await service.lock("a", "frobnicate").ended).status, 2);
+  assert.is((await service.lock("a", "unlock", "nobody-has-it").ended).status, 6);
+  const nobody = new Process(process.execPath, [MXFS_LOCK, "--socket", join(service.dir, "none"), "status"]);
+  assert.is((await nobody.ended).status, 3);
+});
+
+test("status and dump show view and locks", async ({ service }) => {
+  const holder = service.lock("a", "lock", "delta", "PW");
+  await holder.until("granted");
+  const status: unknown = JSON.parse((await service.lock("b", "status", "--json").ended).stdout);
+  assert.ok(typeof status === "object" && status !== null && "members" in status);
+  assert.is((status as { members: unknown[] }).members.length, 2);
+  const dumps = await Promise.all(NODES.map(async (node) => (await service.lock(node, "dump").ended).stdout));
+  assert.match(dumps.join(""), /granted PW/);
+  holder.signal("SIGINT");
+  assert.is((await holder.ended).status, 0);
+});
+
+test("a client keeps its lock when the coordinator leaves, and the leaver ends with status 0", async ({
+  service,
+}) => {
+  const holderNode = NODES.find((node) => service.daemons.get(node)?.stderr.includes("role=holder")) ?? "a";
+  const other = holderNode === "a" ? "b" : "a";
+  const client = service.lock(other, "lock", "epsilon", "EX");
+  await client.until("granted");
+  const leaver = service.daemons.get(holderNode);
+  leaver?.signal("SIGTERM");
+  assert.is((await leaver?.ended)?.status, 0);
+  const refused = await service.lock(other, "lock", "epsilon", "EX", "--noqueue").ended;
+  assert.is(refused.status, 1, `${refused.stdout}${refused.stderr}`);
+  client.signal("SIGTERM");
+  assert.is((await client.ended).status, 0);
+});
+
+test("a client whose daemon is killed says that its lock is lost, with status 5", async ({ service }) => {
+  const node =
+    NODES.find(
+      (name) => readFileSync(join(service.home(name), "log"), "utf8").split("mxfsd ends").length === 1,
+    ) ?? "a";
+  const client = service.lock(node, "lock", "zeta", "EX");
+  await client.until("granted");
+  service.daemons.get(node)?.signal("SIGKILL");
+  const ended = await client.ended;
+  assert.is(ended.status, 5);
+  assert.match(ended.stderr, /is lost/);
+});
+
+test.run();

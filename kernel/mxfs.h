@@ -248,6 +248,8 @@ int mxfs_lower_mount(struct mxfs_sb_info *sbi, u64 lockstate_size, struct mxfs_l
 int mxfs_lower_unmount(struct mxfs_sb_info *sbi);
 /* Log force: everything done before is durable. datawait: dirty file data of the lower XFS first. */
 int mxfs_lower_sync(struct mxfs_sb_info *sbi);
+/* At the end of a mount as holder: removes what was left parked, as far as nobody has it open. Not inside the gate. */
+void mxfs_lower_sweep_orphans(struct mxfs_sb_info *sbi);
 void mxfs_lower_shutdown(struct mxfs_sb_info *sbi); /* XFS_IOC_GOINGDOWN, no log flush */
 
 /* ---------------------------------------------------------------- back ends (mxfs_local.c, mxfs_remote.c) */
@@ -370,6 +372,7 @@ void mxfs_inode_cache_exit(void);
 struct inode *mxfs_alloc_inode(struct super_block *sb);
 void mxfs_free_inode(struct inode *inode);
 void mxfs_evict_inode(struct inode *inode);
+int mxfs_write_inode(struct inode *inode, struct writeback_control *wbc); /* times that were kept here */
 struct inode *mxfs_iget(struct super_block *sb, const struct mxfs_attr *attr);
 extern const struct super_operations mxfs_super_ops; /* mxfs_super.c; uses the ones above and mxfs_statfs, mxfs_sync_fs */
 extern const struct dentry_operations mxfs_dentry_ops;	  /* mxfs_dir.c */

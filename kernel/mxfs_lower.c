@@ -32,6 +32,7 @@
 #include <linux/slab.h>
 
 #include "mxfs_lower.h"
+#include "mxfs_vfs.h"
 
 #define MXFS_LOCKSTATE_TEMP_NAME "lockstate.new"
 #define MXFS_ZERO_CHUNK (256 * 1024)
@@ -274,99 +275,91 @@ out:
 struct orphan_scan {
 	struct dir_context ctx;
 	struct mxfs_lower *lower;
-	u64 *inos;
-	u32 *gens;
-	int count, max;
 	int error;
 };
 
 static bool orphan_actor(struct dir_context *ctx, const char *name, int len, loff_t offset, u64 ino, unsigned int type)
 {
 	struct orphan_scan *scan = container_of(ctx, struct orphan_scan, ctx);
-	char copy[40];
 	unsigned long long named_ino;
 	unsigned int gen;
+	char copy[40];
 
-	if (len == 1 && name[0] == '.')
+	if ((len == 1 && name[0] == '.') || (len == 2 && name[0] == '.' && name[1] == '.'))
 		return true;
-	if (len == 2 && name[0] == '.' && name[1] == '.')
+	strscpy(copy, name, min_t(size_t, len + 1, sizeof(copy)));
+	if (len >= sizeof(copy) || sscanf(copy, "%llu-%u", &named_ino, &gen) != 2 || named_ino != ino) {
+		mxfs_warn(scan->lower->sbi, ".mxfs/orphans has an entry that mxfs did not make (inode %llu): left alone",
+			  ino);
 		return true;
-	if (len >= sizeof(copy))
-		goto foreign;
-	memcpy(copy, name, len);
-	copy[len] = 0;
-	if (sscanf(copy, "%llu-%u", &named_ino, &gen) != 2 || named_ino != ino)
-		goto foreign;
-	if (scan->count == scan->max)
-		return false;
-	scan->inos[scan->count] = ino;
-	scan->gens[scan->count] = gen;
-	scan->count++;
-	return true;
-foreign:
-	mxfs_warn(scan->lower->sbi, ".mxfs/orphans has an entry that mxfs did not make (inode %llu): left alone", ino);
-	return true;
+	}
+	scan->error = xa_err(xa_store(&scan->lower->parked, ino, xa_mk_value(gen), GFP_NOFS));
+	return !scan->error;
 }
 
-/* Calls `fn` for every orphan, in batches: `fn` may remove it. */
-static int for_each_orphan(struct mxfs_lower *lower, int (*fn)(struct mxfs_lower *lower, u64 ino, u32 gen))
+/* What stands in .mxfs/orphans is parked, whoever parked it. */
+static int note_orphans(struct mxfs_lower *lower)
 {
-	struct orphan_scan scan = { .ctx.actor = orphan_actor, .lower = lower, .max = 256 };
+	struct orphan_scan scan = { .ctx.actor = orphan_actor, .lower = lower };
 	struct path path = { .mnt = lower->mnt, .dentry = lower->orphans };
 	struct file *file;
-	int err, done = 0, i;
+	loff_t before;
+	int err;
 
-	scan.inos = kmalloc_array(scan.max, sizeof(*scan.inos), GFP_KERNEL);
-	scan.gens = kmalloc_array(scan.max, sizeof(*scan.gens), GFP_KERNEL);
 	file = dentry_open(&path, O_RDONLY | O_DIRECTORY | O_LARGEFILE | O_NOATIME, lower->kcred);
-	if (IS_ERR(file)) {
-		err = PTR_ERR(file);
-		goto out_free;
-	}
-	err = -ENOMEM;
-	if (!scan.inos || !scan.gens)
-		goto out_close;
+	if (IS_ERR(file))
+		return PTR_ERR(file);
 	do {
-		loff_t before = scan.ctx.pos;
-
-		scan.count = 0;
+		before = scan.ctx.pos;
 		err = iterate_dir(file, &scan.ctx);
-		for (i = 0; !err && i < scan.count; i++) {
-			err = fn(lower, scan.inos[i], scan.gens[i]);
-			done++;
-		}
-		if (scan.ctx.pos == before)
-			break;
-	} while (!err && scan.count);
-out_close:
+	} while (!err && !scan.error && scan.ctx.pos != before);
 	mxfs_lower_close(lower, file);
-out_free:
-	kfree(scan.inos);
-	kfree(scan.gens);
-	return err ? err : done;
+	return err ? err : scan.error;
 }
 
-static int note_orphan(struct mxfs_lower *lower, u64 ino, u32 gen)
+/*
+ * Opens and closes every orphan as a process would. The last close of a parked file takes its locks in EX, and removes it if
+ * nobody in the cluster has it open: so this is safe at any time while the DLM works, whoever else is mounted.
+ */
+void mxfs_lower_sweep_orphans(struct mxfs_sb_info *sbi)
 {
-	return xa_err(xa_store(&lower->parked, ino, xa_mk_value(gen), GFP_KERNEL));
-}
+	struct mxfs_fh fh = {};
+	struct mxfs_attr attr;
+	struct inode *inode;
+	unsigned long ino = 0;
+	void *entry;
+	int err, count = 0;
 
-static int remove_orphan(struct mxfs_lower *lower, u64 ino, u32 gen)
-{
-	struct mxfs_fh fh = { .ino = ino, .gen = gen };
-
-	return mxfs_local_backend.reap(lower->sbi, &fh);
-}
-
-int mxfs_lower_sweep_orphans(struct mxfs_sb_info *sbi)
-{
-	int done = for_each_orphan(sbi->lower, remove_orphan);
-
-	if (done > 0)
-		mxfs_info(sbi, "removed %d files that had been unlinked while open", done);
-	else if (done < 0)
-		mxfs_err(sbi, "removing the files in .mxfs/orphans failed (%d): they stay until the next first mount", done);
-	return done;
+	for (;;) {
+		err = mxfs_gate_enter(sbi);
+		if (err)
+			break;
+		entry = sbi->lower ? xa_find_after(&sbi->lower->parked, &ino, ULONG_MAX, XA_PRESENT) : NULL;
+		if (entry) {
+			fh.ino = ino;
+			fh.gen = xa_to_value(entry);
+			err = mxfs_local_backend.getattr(sbi, &fh, &attr);
+		}
+		mxfs_gate_leave(sbi);
+		if (!entry)
+			break;
+		inode = err ? ERR_PTR(err) : mxfs_iget(sbi->sb, &attr);
+		if (IS_ERR(inode)) {
+			err = PTR_ERR(inode);
+		} else {
+			err = mxfs_open_count_get(inode);
+			if (!err)
+				mxfs_open_count_put(inode);
+			iput(inode);
+		}
+		if (err)
+			mxfs_warn(sbi, "orphan %llu-%u cannot be looked at (%d): it stays in .mxfs/orphans until the next mount of a first node",
+				  fh.ino, fh.gen, err);
+		else
+			count++;
+	}
+	if (count)
+		mxfs_info(sbi, "%d files were unlinked while open when the volume was last used: removed unless still open", count);
 }
 
 /* ---------------------------------------------------------------- mount */
@@ -402,8 +395,8 @@ static int prepare_volume(struct mxfs_lower *lower, u64 lockstate_size, struct m
 	err = ensure_lockstate(lower, lockstate_size, info, why);
 	if (err)
 		return err;
-	err = for_each_orphan(lower, note_orphan);
-	if (err < 0) {
+	err = note_orphans(lower);
+	if (err) {
 		*why = ".mxfs/orphans cannot be read: run xfs_repair";
 		return err;
 	}

@@ -84,8 +84,6 @@ static inline int mxfs_gate_rejoin(struct mxfs_sb_info *sbi)
 int mxfs_lower_cache_init(struct mxfs_lower *lower);
 /* Drops everything cached, closes the files; nobody may be using the cache. */
 void mxfs_lower_cache_drain(struct mxfs_lower *lower);
-/* Removes what was parked: only when no node of the cluster can have it open. Returns how many, or -errno. */
-int mxfs_lower_sweep_orphans(struct mxfs_sb_info *sbi);
 
 /* mxfs_local.c: the cache */
 struct mxfs_lower_node *mxfs_lower_node_get(struct mxfs_lower *lower, const struct mxfs_fh *fh);

@@ -1261,6 +1261,8 @@ static int mxfs_get_tree(struct fs_context *fc)
 		return err;
 	}
 	sb->s_flags |= SB_ACTIVE;
+	if (READ_ONCE(sbi->role) == MXFS_ROLE_HOLDER)
+		mxfs_lower_sweep_orphans(sbi);
 	fc->root = dget(sb->s_root);
 	return 0;
 }

@@ -136,8 +136,10 @@ static void mxfs_inode_demote(struct mxfs_lock *lk, int from, int to)
 {
 	struct inode *inode = lk->owner;
 
-	if (from > MXFS_MODE_PR)
+	if (from > MXFS_MODE_PR) {
+		clear_bit(MXFS_VN_OURS, &MXFS_VN(inode)->state);
 		mxfs_inode_clean(lk, inode);
+	}
 	if (to < MXFS_MODE_PR && from >= MXFS_MODE_PR)
 		mxfs_inode_forget(lk, inode);
 	if (to < MXFS_MODE_CR)

@@ -86,7 +86,8 @@ static bool mxfs_same(struct inode *inode, const struct mxfs_attr *attr)
 {
 	const struct mxfs_fh *fh = &MXFS_I(inode)->fh;
 
-	return fh->ino == attr->fh.ino && fh->gen == attr->fh.gen && !((inode->i_mode ^ attr->mode) & S_IFMT);
+	return fh->ino == attr->fh.ino && fh->gen == attr->fh.gen && !((inode->i_mode ^ attr->mode) & S_IFMT) &&
+	       !test_bit(MXFS_VN_GONE, &MXFS_VN(inode)->state);
 }
 
 /* Inside the gate, PR or stronger on `dir`. 1: the dentry is true, 0: it is not, or an error. */
@@ -174,6 +175,15 @@ static struct dentry *mxfs_lookup(struct inode *dir, struct dentry *dentry, unsi
 
 	if (dentry->d_name.len > MXFS_NAME_LEN_MAX)
 		return ERR_PTR(-ENAMETOOLONG);
+	/*
+	 * Whoever makes a new name is told if it exists by the attempt; asking before would be one message more. The
+	 * dentry is not true for anybody else. Without permission the VFS's order of errors wants an answer.
+	 */
+	if ((flags & (LOOKUP_CREATE | LOOKUP_EXCL)) == (LOOKUP_CREATE | LOOKUP_EXCL) &&
+	    !inode_permission(&init_user_ns, dir, MAY_WRITE | MAY_EXEC)) {
+		dentry->d_time = 0;
+		return d_splice_alias(NULL, dentry);
+	}
 	err = mxfs_op_begin(sbi, &di->lock, MXFS_MODE_PR);
 	if (err)
 		return ERR_PTR(err);
@@ -216,6 +226,8 @@ static int mxfs_newborn(struct inode *dir, struct dentry *dentry, const struct m
 		mxfs_attr_apply(inode, attr, MXFS_APPLY_FORCE);
 		if (!is_sxid(inode->i_mode))
 			set_bit(MXFS_VN_UNPRIVED, &MXFS_VN(inode)->state);
+		if (mode == MXFS_MODE_EX)
+			set_bit(MXFS_VN_OURS, &MXFS_VN(inode)->state);
 		mxfs_lock_put(&MXFS_I(inode)->lock, mode);
 	}
 	dentry->d_time = mxfs_names_token(dir);
@@ -346,7 +358,7 @@ static int mxfs_victim_begin(struct mxfs_victim *victim, struct inode *inode)
 	if (!victim->last)
 		return 0;
 	victim->park = atomic_read(&vn->mi.open_count) > 0;
-	if (victim->park || !S_ISREG(inode->i_mode))
+	if (victim->park || !S_ISREG(inode->i_mode) || test_bit(MXFS_VN_OURS, &vn->state))
 		return 0;
 	err = mxfs_lock_get(&vn->mi.open, MXFS_MODE_EX, MXFS_LOCK_TRY);
 	victim->open_ex = !err;

@@ -448,6 +448,10 @@ int mxfs_getattr(struct user_namespace *userns, const struct path *path, struct 
 	if (err)
 		return err;
 	err = mxfs_attr_refresh(inode);
+	if (err == -ESTALE) { /* removed elsewhere after it was found: that is told by its link count */
+		mxfs_inode_gone(inode);
+		err = 0;
+	}
 	if (!err) {
 		spin_lock(&inode->i_lock);
 		generic_fillattr(userns, inode, stat);

@@ -30,6 +30,7 @@ struct mxfs_vnode {
 #define MXFS_VN_LOCAL 0	   /* size and times here are newer than in the lower XFS; under i_lock */
 #define MXFS_VN_GONE 1	   /* freed by an operation of this node: only what is cached here can be told of it */
 #define MXFS_VN_UNPRIVED 2 /* neither set-id bits nor file capabilities: a write has nothing to take away */
+#define MXFS_VN_OURS 3	   /* EX since it was made here: no other node can have it open */
 
 static inline struct mxfs_vnode *MXFS_VN(struct inode *inode)
 {

@@ -173,7 +173,7 @@ export class Coordinator {
   answered(from: number, message: ClusterMessageOf<"PREPARED" | "REBUILT" | "COMMITTED">): void {
     const { state } = this;
     const epoch = message.kind === "COMMITTED" ? state.view?.epoch : state.next?.epoch;
-    if (message.epoch !== epoch && !state.mistakes.has("accept-stale-epoch")) return;
+    if (message.epoch !== epoch) return;
     if (message.kind === "PREPARED") this.#prepared.set(from, message);
     else if (message.kind === "REBUILT") this.#rebuilt.add(from);
     else this.#committed.add(from);
@@ -239,13 +239,21 @@ export class Coordinator {
     this.#resync = null;
     this.resend = resend;
     return {
-      view: { epoch: state.highestEpoch + 1n, holder: state.self, members: [...members, ...joined] },
+      view: { epoch: this.nextEpoch(), holder: state.self, members: [...members, ...joined] },
       evicted,
       joined,
       reason: why,
       resend,
       generations: new Map(),
     };
+  }
+
+  /** Above every epoch heard of, those of attempts that came to nothing included. */
+  private nextEpoch(): bigint {
+    const { state } = this;
+    if (state.mistakes.has("accept-stale-epoch"))
+      return (state.view?.epoch ?? state.header?.epoch ?? 0n) + 1n;
+    return state.highestEpoch + 1n;
   }
 
   /** False: the plan is void, make another. */

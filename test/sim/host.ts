@@ -79,7 +79,7 @@ export class Host {
   constructor(
     readonly cluster: Cluster,
     readonly index: number,
-    readonly node: number,
+    public node: number,
     readonly timings: Timings,
     readonly mistakes: ReadonlySet<Mistake>,
   ) {
@@ -215,7 +215,7 @@ export class Host {
         hostName: this.name,
       },
       timings: this.timings,
-      fence: "scsi" as const,
+      fence: this.cluster.fence,
       rejoin,
       lockRecordCount: 1024,
     };
@@ -245,6 +245,7 @@ export class Host {
   }
 
   private write(): "ok" | "conflict" {
+    if (this.cluster.fence === "none") return "ok";
     if (!this.registered) throw new Violation(`${this.name} writes without ever having registered its key`);
     if (!this.cluster.target.mayWrite(this.nexus)) return "conflict";
     this.wrote = true;
@@ -274,36 +275,41 @@ export class Host {
           (timer as unknown as { item: { cancelled: boolean } }).item.cancelled = true;
         },
       },
-      pr: {
-        register: (key) =>
-          command(() => {
-            if (target.preempted.has(key) && this.wrote) {
-              throw new Violation(
-                `${this.name} registers a key again that was preempted after it had written`,
-              );
-            }
-            target.register(this.nexus, key);
-            this.registered = true;
-            return true;
-          }),
-        readKeys: async () => {
-          await this.take(daemon, 1, 20);
-          return { kind: "ok", keys: [...target.keys.values()] };
-        },
-        readReservation: async () => {
-          await this.take(daemon, 1, 20);
-          const { reservation } = target;
-          return reservation === null ? { kind: "none" } : { kind: "held", key: reservation.key, type: 5 };
-        },
-        reserve: (key) => command(() => target.reserve(this.nexus, key)),
-        preempt: (key, victim) => command(() => target.preempt(this.nexus, key, victim)),
-        preemptAndAbort: (key, victim) =>
-          target.lacksAbort
-            ? Promise.resolve<PrOutcome>({ kind: "unsupported" })
-            : command(() => target.preempt(this.nexus, key, victim)),
-        release: (key) => command(() => target.release(this.nexus, key)),
-        unregister: (key) => command(() => target.unregister(this.nexus, key)),
-      },
+      pr:
+        cluster.fence === "none"
+          ? null
+          : {
+              register: (key) =>
+                command(() => {
+                  if (target.preempted.has(key) && this.wrote) {
+                    throw new Violation(
+                      `${this.name} registers a key again that was preempted after it had written`,
+                    );
+                  }
+                  target.register(this.nexus, key);
+                  this.registered = true;
+                  return true;
+                }),
+              readKeys: async () => {
+                await this.take(daemon, 1, 20);
+                return { kind: "ok", keys: [...target.keys.values()] };
+              },
+              readReservation: async () => {
+                await this.take(daemon, 1, 20);
+                const { reservation } = target;
+                return reservation === null
+                  ? { kind: "none" }
+                  : { kind: "held", key: reservation.key, type: 5 };
+              },
+              reserve: (key) => command(() => target.reserve(this.nexus, key)),
+              preempt: (key, victim) => command(() => target.preempt(this.nexus, key, victim)),
+              preemptAndAbort: (key, victim) =>
+                target.lacksAbort
+                  ? Promise.resolve<PrOutcome>({ kind: "unsupported" })
+                  : command(() => target.preempt(this.nexus, key, victim)),
+              release: (key) => command(() => target.release(this.nexus, key)),
+              unregister: (key) => command(() => target.unregister(this.nexus, key)),
+            },
       kernel: {
         roleChange: async (role) => {
           const result = await this.changeRole(kernel, role);

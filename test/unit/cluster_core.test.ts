@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/** Proves single courses of the cluster core, seen from outside, on the simulated world (test/sim). */
+import { test } from "uvu";
+import * as assert from "uvu/assert";
+import { checkTimings, TIMINGS_DEFAULT } from "../../src/cluster/config.js";
+import { Role } from "../../src/wire/abi.js";
+import { Cluster, type ClusterOptions } from "../sim/cluster.js";
+import type { Host } from "../sim/host.js";
+
+async function on(
+  options: Partial<ClusterOptions> & { hostCount: number },
+  story: (cluster: Cluster, hosts: Host[]) => Promise<void>,
+): Promise<void> {
+  const cluster = new Cluster({ seed: 7, ...options });
+  await story(cluster, cluster.hosts);
+  for (const host of cluster.hosts) host.daemon?.core?.stop();
+  assert.is(cluster.violation, null, cluster.storyLines.slice(-20).join("\n"));
+}
+
+const at = (hosts: Host[], index: number): Host => hosts[index] as Host;
+const viewOf = (host: Host): readonly number[] =>
+  host.daemon?.core?.snapshot().view?.members.map((m) => m.node) ?? [];
+
+test("two nodes that start on a fresh XFS at the same instant become one holder and one member", async () => {
+  for (let seed = 1; seed <= 30; seed++) {
+    await on({ hostCount: 2, seed }, async (cluster, hosts) => {
+      for (const host of hosts) host.mount();
+      await cluster.pass(30_000, () => hosts.every((host) => host.serving()));
+      assert.equal(hosts.map((host) => host.kernel.role).sort(), [Role.HOLDER, Role.MEMBER], `seed ${seed}`);
+      assert.is(viewOf(at(hosts, 0)).length, 2);
+      assert.equal(viewOf(at(hosts, 0)), viewOf(at(hosts, 1)));
+      const holder = hosts.find((host) => host.kernel.role === Role.HOLDER);
+      assert.is(cluster.target.reservation?.key, holder?.key);
+    });
+  }
+});
+
+test("a lone holder serves for long without anybody's acknowledgement, and releases everything when it leaves", async () => {
+  await on({ hostCount: 1 }, async (cluster, hosts) => {
+    const host = at(hosts, 0);
+    host.mount();
+    await cluster.pass(5000);
+    for (let i = 0; i < 60; i++) {
+      await cluster.pass(1000);
+      assert.ok(host.serving());
+    }
+    host.unmount();
+    await cluster.pass(10_000);
+    assert.is(host.kernel.state, "idle");
+    assert.is(cluster.target.keys.size, 0);
+    assert.is(cluster.target.reservation, null);
+  });
+});
+
+test("the holder's clean hand-over passes the reservation on without a gap, in order of rank", async () => {
+  await on({ hostCount: 3 }, async (cluster, hosts) => {
+    for (const host of hosts) {
+      host.mount();
+      await cluster.pass(10_000);
+    }
+    at(hosts, 0).unmount();
+    let gap = false;
+    await cluster.pass(20_000, () => {
+      gap ||= cluster.target.reservation === null;
+      return false;
+    });
+    assert.not(gap, "the reservation lapsed");
+    assert.is(at(hosts, 0).kernel.state, "idle");
+    assert.is(at(hosts, 1).kernel.role, Role.HOLDER);
+    assert.is(cluster.target.reservation?.key, at(hosts, 1).key);
+    assert.equal(viewOf(at(hosts, 2)), [at(hosts, 1).node, at(hosts, 2).node]);
+    assert.ok(at(hosts, 1).serving() && at(hosts, 2).serving());
+  });
+});
+
+test("a member that dies is fenced and put out after the node timeout; its next incarnation at once", async () => {
+  await on({ hostCount: 2 }, async (cluster, hosts) => {
+    at(hosts, 0).mount();
+    await cluster.pass(10_000);
+    at(hosts, 1).mount();
+    await cluster.pass(10_000);
+    const key = at(hosts, 1).key;
+    at(hosts, 1).powerOff();
+    await cluster.pass(10_000);
+    assert.is(viewOf(at(hosts, 0)).length, 2, "put out before the node timeout");
+    await cluster.pass(15_000);
+    assert.is(viewOf(at(hosts, 0)).length, 1);
+    assert.ok(cluster.target.preempted.has(key));
+    at(hosts, 1).powerOn();
+    at(hosts, 1).mount();
+    await cluster.pass(10_000);
+    assert.ok(at(hosts, 1).serving());
+    at(hosts, 1).powerOff();
+    at(hosts, 1).powerOn();
+    at(hosts, 1).mount();
+    await cluster.pass(13_500);
+    assert.ok(at(hosts, 1).serving(), "the new incarnation had to wait for the node timeout");
+  });
+});
+
+test("a daemon that is restarted keeps its slot and its key, as a member and as the holder", async () => {
+  await on({ hostCount: 2 }, async (cluster, hosts) => {
+    at(hosts, 0).mount();
+    await cluster.pass(10_000);
+    at(hosts, 1).mount();
+    await cluster.pass(10_000);
+    const slots = cluster.disk.header()?.members.map((m) => `${m.node}.${m.incarnation}@${m.slot}`);
+    for (const host of [at(hosts, 1), at(hosts, 0)]) {
+      const epoch = host.kernel.epoch;
+      host.killDaemon();
+      await cluster.pass(12_000);
+      assert.ok(hosts.every((h) => h.serving()));
+      assert.ok(host.kernel.epoch > epoch, "no view change took its locks back in");
+    }
+    assert.equal(
+      cluster.disk.header()?.members.map((m) => `${m.node}.${m.incarnation}@${m.slot}`),
+      slots,
+    );
+    assert.is(cluster.target.preempted.size, 0);
+  });
+});
+
+test("the survivors of a dead holder fence themselves within two node timeouts", async () => {
+  await on({ hostCount: 3 }, async (cluster, hosts) => {
+    for (const host of hosts) {
+      host.mount();
+      await cluster.pass(8000);
+    }
+    at(hosts, 0).powerOff();
+    await cluster.pass(6000);
+    assert.not(at(hosts, 1).serving() || at(hosts, 2).serving(), "a lease outlived the holder");
+    await cluster.pass(24_000);
+    assert.ok(at(hosts, 1).kernel.fenced && at(hosts, 2).kernel.fenced);
+    for (const host of [at(hosts, 1), at(hosts, 2)]) host.unmount();
+    await cluster.pass(5000);
+    assert.is(at(hosts, 1).kernel.state, "idle");
+    at(hosts, 1).mount();
+    await cluster.pass(60_000, () => at(hosts, 1).serving());
+    assert.is(at(hosts, 1).kernel.role, Role.HOLDER, "nobody can mount after a holder's death");
+  });
+});
+
+test("a second host with the same UUID is refused, and the first one goes on", async () => {
+  for (const incarnation of [0, 4]) {
+    await on({ hostCount: 2 }, async (cluster, hosts) => {
+      at(hosts, 1).node = at(hosts, 0).node;
+      at(hosts, 1).incarnation = incarnation;
+      at(hosts, 0).mount();
+      await cluster.pass(10_000);
+      at(hosts, 1).mount();
+      await cluster.pass(20_000);
+      assert.match(at(hosts, 1).failure, /^17 another host uses this volume under our node id/);
+      assert.ok(at(hosts, 0).serving());
+    });
+  }
+});
+
+test("of two members that are cut from each other one is put out, and the others go on", async () => {
+  await on({ hostCount: 3 }, async (cluster, hosts) => {
+    for (const host of hosts) {
+      host.mount();
+      await cluster.pass(8000);
+    }
+    cluster.network.cut(at(hosts, 1), at(hosts, 2));
+    await cluster.pass(45_000);
+    assert.ok(at(hosts, 0).serving() && at(hosts, 1).serving());
+    assert.ok(at(hosts, 2).kernel.fenced);
+  });
+});
+
+test("fence=none elects by the header and heartbeats alone, hands over, and puts a dead member out", async () => {
+  await on({ hostCount: 2, fence: "none" }, async (cluster, hosts) => {
+    at(hosts, 0).mount();
+    await cluster.pass(20_000);
+    assert.is(at(hosts, 0).kernel.role, Role.HOLDER);
+    at(hosts, 1).mount();
+    await cluster.pass(20_000);
+    assert.is(viewOf(at(hosts, 0)).length, 2);
+    at(hosts, 0).unmount();
+    await cluster.pass(20_000);
+    assert.is(at(hosts, 1).kernel.role, Role.HOLDER);
+    at(hosts, 0).mount();
+    await cluster.pass(20_000);
+    assert.is(viewOf(at(hosts, 1)).length, 2);
+    at(hosts, 0).powerOff();
+    await cluster.pass(30_000);
+    assert.is(viewOf(at(hosts, 1)).length, 1);
+    assert.ok(at(hosts, 1).serving());
+  });
+});
+
+test("timings that contradict each other are refused with the two names", () => {
+  checkTimings(TIMINGS_DEFAULT);
+  const bad = (change: object, expected: RegExp): void => {
+    assert.throws(() => checkTimings({ ...TIMINGS_DEFAULT, ...change }), expected);
+  };
+  bad({ heartbeatMs: 2500 }, /heartbeat \(2500 ms\) must not be longer than lease renewal/);
+  bad({ renewMs: 5000 }, /lease renewal \(5000 ms\) must be shorter than the lease/);
+  bad({ leaseMs: 14_000 }, /must be shorter than the node timeout/);
+  bad({ startupMs: 1000 }, /start-up/);
+  bad({ heartbeatMs: 0 }, /expected whole milliseconds/);
+});
+
+test.run();

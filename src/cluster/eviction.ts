@@ -20,7 +20,11 @@ export function fenceSelf(state: ClusterState, why: string): void {
   state.log("error", "fenced: this mount is over; unmount it and mount again", { why });
   state.halt("fenced");
   state.ports.kernel.fenced(why);
-  void state.ports.disk.stopHeartbeat(false);
+  state.ports.disk.stopHeartbeat(false).catch((error: unknown) => {
+    state.log("error", "the heartbeat could not be stopped; the target refuses it anyway", {
+      error: String(error),
+    });
+  });
   for (const node of [...state.connected.keys()]) state.ports.net.disconnect(node);
   state.connected.clear();
 }

@@ -59,6 +59,8 @@ export class Coordinator {
   #prepared = new Map<number, ClusterMessageOf<"PREPARED">>();
   #rebuilt = new Set<number>();
   #committed = new Set<number>();
+  /** Our own kernel refused to tell its locks. */
+  #rebuildError: { readonly error: unknown } | null = null;
 
   constructor(
     readonly state: ClusterState,
@@ -273,6 +275,7 @@ export class Coordinator {
     this.#prepared.clear();
     this.#rebuilt.clear();
     this.#committed.clear();
+    this.#rebuildError = null;
     participant.begin(view);
     const missing = await participant.connectAll(view, timeout);
     if (missing.length > 0) return this.giveUpOn(missing, "no connection to it");
@@ -300,25 +303,20 @@ export class Coordinator {
     this.headerCounts(plan);
     step("header");
     for (const member of others) state.send(member.node, { kind: "REBUILD", epoch });
-    const self_rebuilt = participant.rebuild(view).then(
+    void participant.rebuild(view).then(
       (done) => {
         if (done) this.#rebuilt.add(state.self);
         state.poke();
       },
       (error: unknown) => {
-        rebuild_error = error;
+        this.#rebuildError = { error };
         state.poke();
       },
     );
-    let rebuild_error: unknown = null;
-    const rebuilt = await this.rebuildBarrier(plan, (node) => {
-      if (rebuild_error !== null) throw rebuild_error;
-      return this.#rebuilt.has(node);
-    });
+    const rebuilt = await this.rebuildBarrier(plan);
     if (rebuilt !== "all") {
       return rebuilt === "again" ? false : this.giveUpOn(rebuilt, "did not tell its locks");
     }
-    await self_rebuilt;
     step("rebuild");
 
     // 3. The view counts; masters grant.
@@ -351,7 +349,12 @@ export class Coordinator {
     const { state } = this;
     const lacking = (): MemberInfo[] => members.filter((member) => !answered(member.node));
     const outcome = await state.until<"all" | "again">(
-      () => (this.isVoid(plan) ? "again" : lacking().length === 0 ? "all" : undefined),
+      () =>
+        this.isVoid(plan) || this.#rebuildError !== null
+          ? "again"
+          : lacking().length === 0
+            ? "all"
+            : undefined,
       state.timings.nodeTimeoutMs,
     );
     return outcome ?? lacking();
@@ -361,12 +364,10 @@ export class Coordinator {
    * As barrier(). One node that does not tell its locks keeps all others from having rebuilt, so the blame is with
    * those whose REBUILD_SENT has not come; when that is our own kernel, nobody else is to blame and we wait for it.
    */
-  private async rebuildBarrier(
-    plan: Plan,
-    answered: (node: number) => boolean,
-  ): Promise<"all" | "again" | MemberInfo[]> {
+  private async rebuildBarrier(plan: Plan): Promise<"all" | "again" | MemberInfo[]> {
     for (;;) {
-      const outcome = await this.barrier(plan, plan.view.members, answered);
+      const outcome = await this.barrier(plan, plan.view.members, (node) => this.#rebuilt.has(node));
+      if (this.#rebuildError !== null) throw this.#rebuildError.error;
       if (!Array.isArray(outcome)) return outcome;
       const silent = plan.view.members.filter((member) => !this.participant.hasSent(member.node));
       if (silent.length === 0) return outcome.filter((member) => member.node !== this.state.self);

@@ -67,6 +67,8 @@ export class Host {
   powered = true;
   /** Kernel operations take this much longer (a fault). */
   stallUntil = 0;
+  /** LOCK_DUMP is refused (a fault). */
+  refuseDump = false;
   /** Last failed mount's message. */
   failure = "";
   /** Wrote to the volume in this incarnation (heartbeat, header or XFS). */
@@ -325,6 +327,7 @@ export class Host {
         lockDump: async (epoch) => {
           await this.inKernel(kernel, 1, 120);
           if (!daemon.alive) await new Promise<never>(() => undefined);
+          if (this.refuseDump) return { error: 22, message: "refused by the test" };
           if (epoch > kernel.dumpedEpoch) kernel.dumpedEpoch = epoch;
           return OK;
         },

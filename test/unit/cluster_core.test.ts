@@ -189,6 +189,40 @@ test("fence=none elects by the header and heartbeats alone, hands over, and puts
   });
 });
 
+test("the last leaver keeps the reservation while an evicted node has not come back, and anybody can take it over", async () => {
+  await on({ hostCount: 3 }, async (cluster, hosts) => {
+    for (const host of hosts.slice(0, 2)) {
+      host.mount();
+      await cluster.pass(8000);
+    }
+    at(hosts, 1).powerOff();
+    await cluster.pass(25_000);
+    const key = at(hosts, 0).key;
+    at(hosts, 0).unmount();
+    await cluster.pass(10_000);
+    assert.is(at(hosts, 0).kernel.state, "idle");
+    assert.is(cluster.target.reservation?.key, key, "an evicted node's queued writes could land now");
+    at(hosts, 2).mount();
+    await cluster.pass(5000);
+    assert.is(at(hosts, 2).kernel.role, Role.HOLDER, "a mount after a clean leave had to wait");
+    at(hosts, 1).powerOn();
+    at(hosts, 1).mount();
+    await cluster.pass(15_000);
+    assert.ok(at(hosts, 1).serving());
+    for (const host of hosts.slice(1)) host.unmount();
+    await cluster.pass(20_000);
+    assert.is(cluster.target.reservation, null, "it has come back, so the reservation is released");
+  });
+});
+
+test("a kernel that refuses its lock dump ends the daemon with an error that says so", async () => {
+  const cluster = new Cluster({ seed: 3, hostCount: 1 });
+  at(cluster.hosts, 0).refuseDump = true;
+  at(cluster.hosts, 0).mount();
+  await cluster.pass(20_000);
+  assert.match(cluster.violation ?? "", /kernel refused LOCK_DUMP: errno 22 refused by the test/);
+});
+
 test("timings that contradict each other are refused with the two names", () => {
   checkTimings(TIMINGS_DEFAULT);
   const bad = (change: object, expected: RegExp): void => {

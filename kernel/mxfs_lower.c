@@ -287,7 +287,10 @@ static bool orphan_actor(struct dir_context *ctx, const char *name, int len, lof
 
 	if ((len == 1 && name[0] == '.') || (len == 2 && name[0] == '.' && name[1] == '.'))
 		return true;
-	strscpy(copy, name, min_t(size_t, len + 1, sizeof(copy)));
+	if (len < sizeof(copy)) {
+		memcpy(copy, name, len);
+		copy[len] = 0;
+	}
 	if (len >= sizeof(copy) || sscanf(copy, "%llu-%u", &named_ino, &gen) != 2 || named_ino != ino) {
 		mxfs_warn(scan->lower->sbi, ".mxfs/orphans has an entry that mxfs did not make (inode %llu): left alone",
 			  ino);

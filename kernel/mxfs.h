@@ -272,6 +272,7 @@ struct mxfs_setattr {
 
 struct mxfs_lk { /* one flock or fcntl operation */
 	bool flock, wait;
+	bool reclaim; /* had from an earlier holder: not inside the gate, does not wait */
 	int type; /* F_RDLCK F_WRLCK F_UNLCK */
 	u64 owner, start, end;
 	u32 pid, node;
@@ -408,6 +409,7 @@ struct mxfs_sb_info {
 
 	u32 node, incarnation;
 	u32 role, holder;	/* enum mxfs_role; node id */
+	u32 locks_at;		/* the holder that knows this node's flock and fcntl locks */
 	u64 epoch;
 	u32 kstate;
 	bool stopping;		/* unmount, or a mount that failed, is under way */
@@ -478,6 +480,11 @@ void mxfs_super_daemon_gone(struct mxfs_sb_info *sbi); /* any context */
 struct mxfs_sb_info *mxfs_mount_next(u32 after);
 void mxfs_super_unmount_done(struct mxfs_sb_info *sbi, int error);
 void mxfs_super_view(struct mxfs_sb_info *sbi, u64 epoch, u32 holder, bool resend);
+
+/* mxfs_flock.c: tells a new holder what locks this node's processes have. Before the gates are open again. */
+void mxfs_flock_reclaim(struct mxfs_sb_info *sbi);
+/* `count` locks with `reclaim` set, to the local table or to the holder; how many were refused or not answered in time. */
+int mxfs_reclaim_locks(struct mxfs_sb_info *sbi, const struct mxfs_fh *fhs, const struct mxfs_lk *lks, int count);
 
 extern struct file_system_type mxfs_fs_type;
 

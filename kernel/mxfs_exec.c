@@ -727,6 +727,38 @@ static void acknowledge(struct member *member, u64 acked)
 	}
 }
 
+/*
+ * What a member's process was granted by an earlier holder. In the context of arrival and not inside the gate: it is shut, and
+ * opens only when all members have reclaimed.
+ */
+static void reclaim_lock(struct mxfs_exec *exec, struct request *req)
+{
+	struct mxfs_sb_info *sbi = exec->sbi;
+	struct mxfs_locktab_request ask = { .incarnation = req->parsed.incarnation };
+	struct member *member;
+	u32 answer;
+	int err;
+
+	mutex_lock(&exec->mutex);
+	member = get_member(exec, req->parsed.node, req->parsed.incarnation);
+	if (!member || member->gone) {
+		mutex_unlock(&exec->mutex);
+		return;
+	}
+	acknowledge(member, req->parsed.acked);
+	mutex_unlock(&exec->mutex);
+
+	err = mxfs_fsop_get_lk(&ask.lk, &req->parsed.args);
+	mxfs_fsop_get_handle(&ask.fh, &req->parsed.args.h);
+	ask.lk.node = req->parsed.node;
+	mutex_lock(&sbi->role_mutex);
+	if (!err && sbi->lower)
+		err = mxfs_locktab_set(sbi->lower, &ask);
+	answer = sbi->lower ? mxfs_fsop_put_error(err) : MXFS_FSOP_E_RETRY;
+	mutex_unlock(&sbi->role_mutex);
+	send_error(exec, req->parsed.node, req->op, req->seq, answer);
+}
+
 /* Takes the payload over. */
 static void submit(struct mxfs_exec *exec, u32 node, u64 id, void *payload, u32 len)
 {
@@ -762,6 +794,10 @@ static void submit(struct mxfs_exec *exec, u32 node, u64 id, void *payload, u32 
 	req->lock = mxfs_fsop_is_lock(req->op);
 	req->ino = le64_to_cpu(req->parsed.args.h.ino);
 	req->ino2 = le64_to_cpu(req->parsed.args.h2.ino);
+	if (req->op == MXFS_FSOP_SETLK && (le32_to_cpu(req->parsed.args.flags) & MXFS_LK_RECLAIM)) {
+		reclaim_lock(exec, req);
+		goto out;
+	}
 
 	mutex_lock(&exec->mutex);
 	member = get_member(exec, node, req->parsed.incarnation);

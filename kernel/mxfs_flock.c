@@ -13,9 +13,12 @@
  * Nothing is lost to a signal: an unlock that a dying process cannot wait for is done by a work item; so is the
  * undoing of a lock whose grant may have crossed the kill.
  *
+ * When the holder changes, this node's own lists tell the new one what was granted by the old one (mxfs_flock_reclaim).
+ *
  * Known weakness: the number made from a files_struct can come again when its memory is used again; an unlock that is still
  * with the work item would then hit the new owner's locks on the same file.
  */
+#include <linux/mm.h>
 #include <linux/random.h>
 #include <linux/sched/signal.h>
 #include <linux/siphash.h>
@@ -92,7 +95,12 @@ static bool mxfs_interrupted(int err)
 	return err == -ERESTARTSYS || err == -EINTR;
 }
 
-static int mxfs_lk_send(struct inode *inode, const struct mxfs_lk *lk)
+/*
+ * Asks the holder; what it grants is entered in the own list (`fl`) before the gate is left, so that a change of the
+ * holder, which shuts the gate, finds every lock there. *entered: how that went.
+ */
+static int mxfs_lk_send(struct inode *inode, const struct mxfs_lk *lk, struct file *file, struct file_lock *fl,
+			int *entered)
 {
 	struct mxfs_sb_info *sbi = mxfs_inode_sbi(inode);
 	int err;
@@ -101,6 +109,8 @@ static int mxfs_lk_send(struct inode *inode, const struct mxfs_lk *lk)
 	if (err)
 		return err;
 	err = sbi->be->setlk(sbi, &MXFS_I(inode)->fh, lk);
+	if (!err && fl)
+		*entered = locks_lock_file_wait(file, fl);
 	mxfs_gate_leave(sbi);
 	return err;
 }
@@ -111,7 +121,7 @@ static int mxfs_unlock(struct file *file, struct file_lock *fl, const struct mxf
 	int local, err;
 
 	local = locks_lock_file_wait(file, fl);
-	err = mxfs_lk_send(inode, lk);
+	err = mxfs_lk_send(inode, lk, NULL, NULL, NULL);
 	if (mxfs_interrupted(err)) {
 		mxfs_unlock_later(inode, lk);
 		err = 0;
@@ -123,7 +133,7 @@ static int mxfs_setlk(struct file *file, struct file_lock *fl, bool flock, bool 
 {
 	struct inode *inode = file_inode(file);
 	struct mxfs_lk lk;
-	int err;
+	int err, entered = 0;
 
 	if (fl->fl_lmops && fl->fl_lmops->lm_grant)
 		return -ENOLCK; /* a lock manager wants to be called back later */
@@ -133,15 +143,14 @@ static int mxfs_setlk(struct file *file, struct file_lock *fl, bool flock, bool 
 	if (fl->fl_flags & FL_ACCESS)
 		return locks_lock_file_wait(file, fl);
 
-	err = mxfs_lk_send(inode, &lk);
+	err = mxfs_lk_send(inode, &lk, file, fl, &entered);
 	if (mxfs_interrupted(err) && fatal_signal_pending(current))
 		mxfs_unlock_later(inode, &lk);
 	if (err)
 		return err == -EINTR ? -ERESTARTSYS : err; /* locking is restartable */
-	err = locks_lock_file_wait(file, fl);
-	if (err) /* without the entry nobody would unlock it */
+	if (entered) /* without the entry nobody would unlock it */
 		mxfs_unlock_later(inode, &lk);
-	return err;
+	return entered;
 }
 
 static int mxfs_getlk(struct file *file, struct file_lock *fl)
@@ -183,4 +192,69 @@ int mxfs_file_flock(struct file *file, int cmd, struct file_lock *fl)
 	if (!(fl->fl_flags & FL_FLOCK))
 		return -ENOLCK;
 	return mxfs_setlk(file, fl, true, cmd == F_SETLKW);
+}
+
+/* ---------------------------------------------------------------- a new holder */
+
+struct mxfs_reclaim {
+	struct mxfs_fh *fhs;
+	struct mxfs_lk *lks;
+	int count, max;
+};
+
+/* Under flc_lock: the file lives as long as its lock is listed. */
+static void mxfs_reclaim_add(struct mxfs_reclaim *reclaim, struct inode *inode, const struct file_lock *fl, bool flock)
+{
+	if (reclaim->count < reclaim->max) {
+		reclaim->fhs[reclaim->count] = MXFS_I(inode)->fh;
+		mxfs_lk_fill(&reclaim->lks[reclaim->count], fl->fl_file, fl, flock, false);
+		reclaim->lks[reclaim->count].reclaim = true;
+	}
+	reclaim->count++;
+}
+
+/* Counts all locks of this node, and lists as many as there is room for. */
+static void mxfs_reclaim_scan(struct mxfs_sb_info *sbi, struct mxfs_reclaim *reclaim)
+{
+	struct super_block *sb = sbi->sb;
+	struct file_lock_context *ctx;
+	struct file_lock *fl;
+	struct inode *inode;
+
+	reclaim->count = 0;
+	spin_lock(&sb->s_inode_list_lock);
+	list_for_each_entry(inode, &sb->s_inodes, i_sb_list) {
+		/* An inode with locks has open files, and stays while its locks are looked at. */
+		ctx = locks_inode_context(inode);
+		if (!ctx)
+			continue;
+		spin_lock(&ctx->flc_lock);
+		list_for_each_entry(fl, &ctx->flc_posix, fl_list)
+			mxfs_reclaim_add(reclaim, inode, fl, false);
+		list_for_each_entry(fl, &ctx->flc_flock, fl_list)
+			mxfs_reclaim_add(reclaim, inode, fl, true);
+		spin_unlock(&ctx->flc_lock);
+	}
+	spin_unlock(&sb->s_inode_list_lock);
+}
+
+void mxfs_flock_reclaim(struct mxfs_sb_info *sbi)
+{
+	struct mxfs_reclaim reclaim = {};
+	int failed;
+
+	/* The gate is shut: none is added; one may go between counting and listing. */
+	mxfs_reclaim_scan(sbi, &reclaim);
+	reclaim.max = reclaim.count;
+	if (!reclaim.max)
+		return;
+	reclaim.fhs = kvmalloc_array(reclaim.max, sizeof(*reclaim.fhs), GFP_NOFS | __GFP_NOFAIL);
+	reclaim.lks = kvmalloc_array(reclaim.max, sizeof(*reclaim.lks), GFP_NOFS | __GFP_NOFAIL);
+	mxfs_reclaim_scan(sbi, &reclaim);
+	failed = mxfs_reclaim_locks(sbi, reclaim.fhs, reclaim.lks, min(reclaim.count, reclaim.max));
+	if (failed)
+		mxfs_err(sbi, "%d of %d file locks could not be had again from the new holder: other nodes may take them although processes here believe to have them",
+			 failed, reclaim.count);
+	kvfree(reclaim.fhs);
+	kvfree(reclaim.lks);
 }

@@ -241,7 +241,8 @@ void mxfs_fsop_get_statfs(struct kstatfs *st, const struct mxfs_wire_statfs *wir
 
 void mxfs_fsop_put_lk(struct mxfs_fsop_args *args, const struct mxfs_lk *lk)
 {
-	args->flags = cpu_to_le32((lk->flock ? MXFS_LK_FLOCK : 0) | (lk->wait ? MXFS_LK_WAIT : 0));
+	args->flags = cpu_to_le32((lk->flock ? MXFS_LK_FLOCK : 0) | (lk->wait ? MXFS_LK_WAIT : 0) |
+				  (lk->reclaim ? MXFS_LK_RECLAIM : 0));
 	args->offset = cpu_to_le64(lk->start);
 	args->length = cpu_to_le64(lk->end);
 	args->owner = cpu_to_le64(lk->owner);
@@ -253,11 +254,12 @@ int mxfs_fsop_get_lk(struct mxfs_lk *lk, const struct mxfs_fsop_args *args)
 {
 	u32 flags = le32_to_cpu(args->flags), type = le32_to_cpu(args->lock_type);
 
-	if ((flags & ~(MXFS_LK_FLOCK | MXFS_LK_WAIT)) || (type != F_RDLCK && type != F_WRLCK && type != F_UNLCK))
+	if ((flags & ~(MXFS_LK_FLOCK | MXFS_LK_WAIT | MXFS_LK_RECLAIM)) || (type != F_RDLCK && type != F_WRLCK && type != F_UNLCK))
 		return -EINVAL;
 	memset(lk, 0, sizeof(*lk));
 	lk->flock = flags & MXFS_LK_FLOCK;
-	lk->wait = (flags & MXFS_LK_WAIT) && type != F_UNLCK;
+	lk->reclaim = flags & MXFS_LK_RECLAIM;
+	lk->wait = (flags & MXFS_LK_WAIT) && type != F_UNLCK && !lk->reclaim;
 	lk->start = le64_to_cpu(args->offset);
 	lk->end = le64_to_cpu(args->length);
 	lk->owner = le64_to_cpu(args->owner);

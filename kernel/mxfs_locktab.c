@@ -18,8 +18,8 @@
  *
  * Limits: owners and waits per mount; beyond them ENOLCK.
  *
- * Known weakness: the locks live with the holder's mount. When the holder changes, waits are answered with "ask again", but
- * what members hold must be claimed anew by them.
+ * The locks live with the holder's mount. When the holder changes, waits are answered with "ask again", and every node tells
+ * the new holder what its processes hold (mxfs_flock_reclaim) before the gates open.
  */
 #include <linux/cred.h>
 #include <linux/fs.h>

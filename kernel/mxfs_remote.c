@@ -815,6 +815,65 @@ static int remote_setlk(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, cons
 	return run_simple(sbi, &build, NULL, NULL);
 }
 
+/* How long a view change waits for all answers. */
+#define MXFS_RECLAIM_MS 5000
+
+static int reclaim_from_holder(struct mxfs_sb_info *sbi, const struct mxfs_fh *fhs, const struct mxfs_lk *lks, int count)
+{
+	struct call **calls = kvcalloc(count, sizeof(*calls), GFP_NOFS | __GFP_NOFAIL);
+	unsigned long until = jiffies + msecs_to_jiffies(MXFS_RECLAIM_MS);
+	struct result result;
+	int i, err, failed = 0;
+
+	for (i = 0; i < count; i++) {
+		BUILD(MXFS_FSOP_SETLK, &fhs[i]);
+
+		mxfs_fsop_put_lk(&build.args, &lks[i]);
+		calls[i] = call_start(sbi, &build, false, TASK_UNINTERRUPTIBLE);
+	}
+	for (i = 0; i < count; i++) {
+		if (IS_ERR(calls[i])) {
+			failed++;
+			continue;
+		}
+		if (!wait_for_completion_timeout(&calls[i]->done, max_t(long, until - jiffies, 1))) {
+			/* Stays pending, and may still succeed. */
+			call_put(calls[i]);
+			failed++;
+			continue;
+		}
+		memset(&result, 0, sizeof(result));
+		err = call_result(calls[i], &result);
+		result_put(&result);
+		if (err) {
+			mxfs_err(sbi, "the new holder refuses a lock on inode %llu that process %u has (%d)", fhs[i].ino,
+				 lks[i].pid, err);
+			failed++;
+		}
+	}
+	kvfree(calls);
+	return failed;
+}
+
+int mxfs_reclaim_locks(struct mxfs_sb_info *sbi, const struct mxfs_fh *fhs, const struct mxfs_lk *lks, int count)
+{
+	struct mxfs_locktab_request req;
+	int i, failed = 0;
+
+	if (READ_ONCE(sbi->role) != MXFS_ROLE_HOLDER)
+		return reclaim_from_holder(sbi, fhs, lks, count);
+	mutex_lock(&sbi->role_mutex);
+	for (i = 0; i < count; i++) {
+		req = (struct mxfs_locktab_request){ .fh = fhs[i], .lk = lks[i], .incarnation = sbi->incarnation };
+		req.lk.node = sbi->node;
+		req.lk.wait = false;
+		if (!sbi->lower || mxfs_locktab_set(sbi->lower, &req))
+			failed++;
+	}
+	mutex_unlock(&sbi->role_mutex);
+	return failed;
+}
+
 static int remote_getlk(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, struct mxfs_lk *lk)
 {
 	const struct mxfs_wire_lock *wire;

@@ -965,6 +965,10 @@ void mxfs_super_view(struct mxfs_sb_info *sbi, u64 epoch, u32 holder, bool resen
 	WRITE_ONCE(sbi->epoch, epoch);
 	WRITE_ONCE(sbi->holder, holder);
 	mxfs_dlm_view(sbi, epoch);
+	/* Before the gate opens, here and at the holder: nobody else can be granted them in between. */
+	if (sbi->locks_at && sbi->locks_at != holder)
+		mxfs_flock_reclaim(sbi);
+	sbi->locks_at = holder;
 	if (resend)
 		mxfs_remote_resend(sbi);
 	cmpxchg(&sbi->kstate, MXFS_KSTATE_DETACHED, MXFS_KSTATE_RUNNING);

@@ -177,6 +177,7 @@ struct mxfs_fsop_args {
 };
 #define MXFS_LK_FLOCK 1
 #define MXFS_LK_WAIT 2
+#define MXFS_LK_RECLAIM 4 /* granted by the holder before this one; executed while the gates are still shut */
 
 /* 296 bytes, then data. RENAME: attr is the old parent, attr2 the new one. */
 struct mxfs_fsop_reply {

@@ -324,8 +324,9 @@ export class Coordinator {
     this.afterCommit(plan);
     for (const member of others)
       state.send(member.node, { kind: "COMMIT", epoch, resend: plan.resend, holder });
-    await participant.reopenGate();
     const committed = await this.barrier(plan, others, (node) => this.#committed.has(node));
+    // After a hand-over all have told us their file locks by now; before that nobody may be granted one.
+    await participant.reopenGate();
     if (Array.isArray(committed)) this.giveUpOn(committed, "did not answer COMMIT");
     step("commit");
     state.log("info", "view change done", {

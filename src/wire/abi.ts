@@ -539,6 +539,7 @@ export const MXFS_ATTR_HAS_ACL = 8;
 export const MXFS_REQ_KERNEL = 1;
 export const MXFS_LK_FLOCK = 1;
 export const MXFS_LK_WAIT = 2;
+export const MXFS_LK_RECLAIM = 4;
 export const MXFS_REPLY_EOF = 1;
 
 export const MXFS_FSOP_GETROOT = 1;

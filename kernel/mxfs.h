@@ -77,6 +77,7 @@ struct mxfs_gate {
 	struct percpu_ref inside;	/* one for each operation inside; dead while shut */
 	wait_queue_head_t wait;		/* openings, drained, lease renewals, the end */
 	atomic_t shut;			/* count of reasons why it is shut; starts at 1 */
+	bool overdue;			/* the lease's end has been noticed */
 	bool force;			/* a shut in progress does not wait for those inside any longer */
 	atomic64_t lease_until;		/* CLOCK_BOOTTIME ms; 0: none yet */
 	atomic_t fenced;		/* 1: final */
@@ -478,6 +479,9 @@ u32 mxfs_super_daemon_pid(struct mxfs_sb_info *sbi);
 void mxfs_super_daemon_gone(struct mxfs_sb_info *sbi); /* any context */
 /* The mount with the lowest id above `after`, referenced, or NULL. */
 struct mxfs_sb_info *mxfs_mount_next(u32 after);
+/* No renewal for so long behind the lease's end means a daemon that hangs. */
+unsigned int mxfs_super_patience_ms(struct mxfs_sb_info *sbi);
+void mxfs_super_daemon_stuck(struct mxfs_sb_info *sbi);
 void mxfs_super_unmount_done(struct mxfs_sb_info *sbi, int error);
 void mxfs_super_view(struct mxfs_sb_info *sbi, u64 epoch, u32 holder, bool resend);
 

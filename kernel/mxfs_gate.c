@@ -8,7 +8,8 @@
  * Protocol: a percpu_ref counts who is inside (as blk-mq counts who uses a queue): entering is one tryget on a live
  * reference, shutting kills it and waits for zero, opening resurrects it. Shuts are counted (the daemon's,
  * a recovery's); the gate starts shut. The lease is a CLOCK_BOOTTIME time in ms that the daemon moves on;
- * behind it nobody passes, and mappings are zapped when it is reached. Fenced is final.
+ * behind it nobody passes, and mappings are zapped when it is reached; a daemon that then does nothing for long is
+ * started again. Fenced is final.
  *
  * Known weakness: an operation that entered just before the lease's end may still be served from the cache
  * after it; others wait lease + 10 % for that. A fault whose page is already found when mappings are zapped
@@ -79,7 +80,13 @@ static void mxfs_gate_zap(struct work_struct *work)
 
 	if (mxfs_gate_lease_valid(sbi) || mxfs_gate_fenced(gate) || READ_ONCE(sbi->stopping))
 		return;
+	if (READ_ONCE(gate->overdue)) {
+		mxfs_super_daemon_stuck(sbi);
+		return;
+	}
+	WRITE_ONCE(gate->overdue, true);
 	mxfs_warn(sbi, "the lease has run out: operations wait until it is renewed");
+	queue_delayed_work(system_unbound_wq, &gate->zap, msecs_to_jiffies(mxfs_super_patience_ms(sbi)));
 	/* s_umount: an unmount must not meet the inode pinned here; it cancels this work when it has s_umount. */
 	if (down_read_trylock(&sbi->sb->s_umount)) {
 		mxfs_gate_zap_mappings(sbi->sb);
@@ -123,6 +130,7 @@ int mxfs_gate_init(struct mxfs_gate *gate)
 	atomic_set(&gate->fenced, 0);
 	atomic64_set(&gate->lease_until, 0);
 	gate->force = false;
+	gate->overdue = false;
 	strscpy(gate->reason, "start-up", sizeof(gate->reason));
 	INIT_DELAYED_WORK(&gate->zap, mxfs_gate_zap);
 	INIT_WORK(&gate->fence_work, mxfs_gate_fence_work);
@@ -230,6 +238,7 @@ void mxfs_gate_lease(struct mxfs_sb_info *sbi, u64 until_ms)
 	u64 now = mxfs_gate_now_ms(), left = until_ms > now ? until_ms - now : 0;
 
 	atomic64_set(&gate->lease_until, until_ms);
+	WRITE_ONCE(gate->overdue, false);
 	wake_up_all(&gate->wait);
 	if (!READ_ONCE(sbi->stopping))
 		mod_delayed_work(system_unbound_wq, &gate->zap,

@@ -749,6 +749,22 @@ static void mxfs_daemon_silent_work(struct work_struct *work)
 	mxfs_daemon_kill(daemon);
 }
 
+unsigned int mxfs_super_patience_ms(struct mxfs_sb_info *sbi)
+{
+	return max(sbi->opt.startup_ms ?: MXFS_STARTUP_MS_DEFAULT,
+		   2 * (sbi->opt.node_timeout_ms ?: MXFS_NODE_TIMEOUT_MS_DEFAULT));
+}
+
+void mxfs_super_daemon_stuck(struct mxfs_sb_info *sbi)
+{
+	/* One that was just started again has its own time limit (silent_work). */
+	if (READ_ONCE(sbi->kstate) != MXFS_KSTATE_RUNNING)
+		return;
+	mxfs_err(sbi, MXFS_DAEMON_PATH " (pid %u) has neither renewed the lease nor given up for %u ms; it is ended and started again",
+		 mxfs_super_daemon_pid(sbi), mxfs_super_patience_ms(sbi));
+	mxfs_daemon_kill(sbi->daemon);
+}
+
 /* An unmount cannot write out without a lease; nor may it wait for one for ever. */
 static void mxfs_unmount_late_work(struct work_struct *work)
 {

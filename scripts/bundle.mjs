@@ -9,7 +9,14 @@ import { build } from "esbuild";
 const banner = {
   js: 'import { createRequire as bundleRequire } from "node:module"; const require = bundleRequire(import.meta.url);',
 };
-const common = { bundle: true, platform: "node", format: "esm", target: "node20", logLevel: "warning", banner };
+const common = {
+  bundle: true,
+  platform: "node",
+  format: "esm",
+  target: "node20",
+  logLevel: "warning",
+  banner,
+};
 
 const results = await Promise.all([
   ...["mxfsd", "mxfs_lock"].map((name) =>

@@ -147,7 +147,7 @@ test("without the daemon's script it exits with 127 and names where it looked", 
     encoding: "utf8",
   });
   assert.is(run.status, 127);
-  assert.match(run.stderr, /no dist\/src\/main\/mxfsd\.js under .*\/nowhere: build the project/);
+  assert.match(run.stderr, /no dist\/daemon\/mxfsd\.js under .*\/nowhere: build the project/);
 });
 
 /** Runs the launcher where /etc holds nothing but this /etc/mxfs/launcher.conf. */

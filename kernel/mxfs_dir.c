@@ -13,8 +13,8 @@
  *
  * The last name of a file: see "Unlinked while open" in mxfs_inode.c and docs/interfaces.md section 1.
  *
- * Known weakness: open(O_CREAT) that loses a race against another node twice in a row ends with ESTALE. An open
- * directory that another node removes answers ENOENT or ESTALE, it is not parked.
+ * Known weakness: a rename whose names are changed by other nodes twice in a row, each time between its lookup and its
+ * locks, ends with ESTALE. An open directory that another node removes answers ENOENT or ESTALE, it is not parked.
  */
 #include <linux/fs.h>
 #include <linux/namei.h>
@@ -23,6 +23,7 @@
 #include "mxfs_vfs.h"
 
 #define MXFS_NAMES_SIZE 32768 /* bytes of one READDIR */
+#define MXFS_RACE_TRIES 16    /* how often other nodes may win one name */
 
 /* ------------------------------------------------------------------ several locks */
 
@@ -279,6 +280,70 @@ static int mxfs_create(struct user_namespace *userns, struct inode *dir, struct 
 	return err == -EEXIST && !excl ? -ESTALE : err;
 }
 
+/* A regular file that somebody else has made after our lookup said that it was not there. */
+static int mxfs_adopt(struct inode *dir, struct dentry *dentry)
+{
+	struct mxfs_sb_info *sbi = mxfs_inode_sbi(dir);
+	struct mxfs_inode *di = MXFS_I(dir);
+	struct mxfs_attr attr;
+	struct inode *inode;
+	unsigned long token;
+	int err;
+
+	err = mxfs_op_begin(sbi, &di->lock, MXFS_MODE_PR);
+	if (err)
+		return err;
+	token = mxfs_names_token(dir);
+	err = sbi->be->lookup(sbi, &di->fh, dentry->d_name.name, dentry->d_name.len, &attr);
+	mxfs_op_end(sbi, &di->lock, MXFS_MODE_PR);
+	if (err)
+		return err;
+	if (!S_ISREG(attr.mode)) { /* a directory may have a dentry already, a symlink must be followed */
+		d_drop(dentry);
+		return -ESTALE;
+	}
+	inode = mxfs_iget(dir->i_sb, &attr);
+	if (IS_ERR(inode))
+		return PTR_ERR(inode);
+	WRITE_ONCE(dentry->d_time, token);
+	d_instantiate(dentry, inode);
+	return 0;
+}
+
+/*
+ * Only brings the dentry about: opening it, and permission if it was not made here, is left to the VFS. In between
+ * other nodes may make and remove the file any number of times.
+ */
+static int mxfs_atomic_open(struct inode *dir, struct dentry *dentry, struct file *file, unsigned int flags, umode_t mode)
+{
+	struct dentry *found = NULL;
+	int tries, err = 0;
+
+	if (d_in_lookup(dentry)) {
+		found = mxfs_lookup(dir, dentry, flags & O_CREAT && flags & O_EXCL ? LOOKUP_CREATE | LOOKUP_EXCL : 0);
+		if (IS_ERR(found))
+			return PTR_ERR(found);
+		if (found)
+			dentry = found;
+	}
+	if (!(flags & O_CREAT) || d_really_is_positive(dentry))
+		return finish_no_open(file, found);
+	for (tries = 0; tries < MXFS_RACE_TRIES; tries++) {
+		err = mxfs_make(dir, dentry, (mode & ~S_IFMT) | S_IFREG, 0, NULL);
+		if (!err)
+			file->f_mode |= FMODE_CREATED;
+		if (err != -EEXIST || flags & O_EXCL)
+			break;
+		err = mxfs_adopt(dir, dentry);
+		if (err != -ENOENT)
+			break;
+	}
+	if (!err)
+		return finish_no_open(file, found);
+	dput(found);
+	return err == -ENOENT && tries == MXFS_RACE_TRIES ? -ESTALE : err;
+}
+
 static int mxfs_mkdir(struct user_namespace *userns, struct inode *dir, struct dentry *dentry, umode_t mode)
 {
 	return mxfs_make(dir, dentry, (mode & ~S_IFMT) | S_IFDIR, 0, NULL);
@@ -407,24 +472,44 @@ static void mxfs_victim_end(struct mxfs_victim *victim, bool done, const struct 
 			}
 		}
 	}
-	if (victim->open_ex)
+	if (victim->open_ex) {
+		/*
+		 * Not kept in the cache, and given up before INODE is: whoever unlinks next (another file, perhaps, with
+		 * this inode number) would be refused, take it for open here, and park what nobody comes to reap.
+		 */
 		mxfs_lock_put(&vn->mi.open, MXFS_MODE_EX);
+		mxfs_lock_drop(&vn->mi.open, MXFS_MODE_NL, MXFS_LOCK_NOINTR);
+	}
 	mutex_unlock(&vn->open_mutex);
 }
 
-static int mxfs_remove(struct inode *dir, struct dentry *dentry, u32 flags)
+/*
+ * Removes `inode`'s name. If the name leads to another inode by now, that one comes back in *other, pinned, with -ESTALE.
+ */
+static int mxfs_remove_try(struct inode *dir, struct dentry *dentry, struct inode *inode, u32 flags, struct inode **other)
 {
 	struct mxfs_sb_info *sbi = mxfs_inode_sbi(dir);
-	struct inode *inode = d_inode(dentry);
 	struct mxfs_inode *di = MXFS_I(dir), *mi = MXFS_I(inode);
 	struct mxfs_lock_req reqs[] = { { &di->lock, MXFS_MODE_EX }, { &mi->lock, MXFS_MODE_EX } };
+	const struct qstr *name = &dentry->d_name;
+	struct mxfs_attr attr = {}, dattr = {}, now = {};
 	struct mxfs_victim victim = {};
-	struct mxfs_attr attr = {}, dattr = {};
 	int err;
 
 	err = mxfs_locks_get(reqs, ARRAY_SIZE(reqs));
 	if (err)
 		return err;
+	if (inode != d_inode(dentry) || READ_ONCE(dentry->d_time) != mxfs_names_token(dir)) {
+		err = mxfs_gate_enter(sbi);
+		if (err)
+			goto out;
+		err = sbi->be->lookup(sbi, &di->fh, name->name, name->len, &now);
+		mxfs_gate_leave(sbi);
+		if (!err && !mxfs_same(inode, &now))
+			err = -ESTALE;
+		if (err)
+			goto out;
+	}
 	if (!(flags & MXFS_UNLINK_DIR)) {
 		err = mxfs_victim_begin(&victim, inode);
 		if (err)
@@ -435,9 +520,7 @@ static int mxfs_remove(struct inode *dir, struct dentry *dentry, u32 flags)
 	err = mxfs_gate_enter(sbi);
 	if (err)
 		goto out_victim;
-	err = mxfs_name_check(dir, dentry);
-	if (!err)
-		err = sbi->be->unlink(sbi, &di->fh, dentry->d_name.name, dentry->d_name.len, flags, &attr, &dattr);
+	err = sbi->be->unlink(sbi, &di->fh, name->name, name->len, flags, &attr, &dattr);
 	mxfs_gate_leave(sbi);
 	if (err) {
 		dentry->d_time = 0;
@@ -452,6 +535,30 @@ out_victim:
 	mxfs_victim_end(&victim, !err, &attr);
 out:
 	mxfs_locks_put(reqs, ARRAY_SIZE(reqs));
+	if (err != -ESTALE || !now.fh.ino)
+		return err;
+	*other = mxfs_iget(dir->i_sb, &now);
+	return IS_ERR(*other) ? PTR_ERR(*other) : -ESTALE;
+}
+
+static int mxfs_remove(struct inode *dir, struct dentry *dentry, u32 flags)
+{
+	struct inode *inode = d_inode(dentry), *other;
+	int tries, err;
+
+	ihold(inode);
+	for (tries = 0; tries < MXFS_RACE_TRIES; tries++) {
+		other = NULL;
+		err = mxfs_remove_try(dir, dentry, inode, flags, &other);
+		if (err != -ESTALE || !other)
+			break;
+		/* What a directory or not may be removed by is the lower XFS's business, as everything else. */
+		iput(inode);
+		inode = other;
+	}
+	if (!err && inode != d_inode(dentry))
+		d_drop(dentry); /* it was of something that other nodes have removed */
+	iput(inode);
 	return err;
 }
 
@@ -659,6 +766,7 @@ static const char *mxfs_get_link(struct dentry *dentry, struct inode *inode, str
 
 const struct inode_operations mxfs_dir_inode_ops = {
 	.lookup = mxfs_lookup,
+	.atomic_open = mxfs_atomic_open,
 	.create = mxfs_create,
 	.link = mxfs_link,
 	.unlink = mxfs_unlink,

@@ -11,10 +11,11 @@
 // Exit status: 0 done · 1 failed (the log says why) · 2 wrong usage or configuration · 3 no daemon to stop or ask.
 
 import { spawn } from "node:child_process";
+import { appendFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import yargs from "yargs";
 import { hideBin } from "yargs/helpers";
-import { ConfigError } from "./config.js";
+import { CONFIG_DEFAULT, ConfigError } from "./config.js";
 import { ControlConnection, ControlError } from "./control.js";
 import { runDaemon } from "./daemon.js";
 import { type GivenOptions, readConfig, resolveOptions } from "./options.js";
@@ -187,7 +188,13 @@ await yargs(joinDashes(hideBin(process.argv)))
 try {
   process.exitCode = (await result) ?? EXIT.usage;
 } catch (error) {
-  process.stderr.write(`mxfsd: ${error instanceof Error ? error.message : String(error)}\n`);
+  const line = `mxfsd: ${error instanceof Error ? error.message : String(error)}\n`;
+  process.stderr.write(line);
+  // Started by the kernel, with no log yet: the mount says that the log has the reason.
+  const file = CONFIG_DEFAULT.logging.file;
+  if (process.argv.includes("--mount-id") && file !== null) {
+    appendFileSync(file, `${new Date().toISOString()} error main: ${line}`);
+  }
   process.exitCode =
     error instanceof ConfigError
       ? EXIT.usage

@@ -7,14 +7,14 @@
  * dentry stays if the answer is the same inode. An RCU walk goes on only with a cached lock and an equal token.
  *
  * Changing operations: EX on the directories and on the objects whose attributes change, in (inode, type, offset)
- * order; then names that may have become stale are looked up once more; if they name something else, -ESTALE
- * makes the VFS start again with fresh dentries. A directory that changes its parent needs the volume's RENAME
+ * order; then names that may have become stale are looked up once more, and if they lead elsewhere by now it all
+ * starts again with what they lead to (with directories by -ESTALE, on which the VFS starts again, once). A directory that changes its parent needs the volume's RENAME
  * lock in EX as well, so that two moves cannot build a loop.
  *
  * The last name of a file: see "Unlinked while open" in mxfs_inode.c and docs/interfaces.md section 1.
  *
- * Known weakness: a rename whose names are changed by other nodes twice in a row, each time between its lookup and its
- * locks, ends with ESTALE. An open directory that another node removes answers ENOENT or ESTALE, it is not parked.
+ * Known weakness: a rename of a directory whose names other nodes change twice in a row, each time between its
+ * lookup and its locks, ends with ESTALE. An open directory that another node removes answers ENOENT or ESTALE, it is not parked.
  */
 #include <linux/fs.h>
 #include <linux/namei.h>
@@ -109,17 +109,6 @@ static int mxfs_name_true(struct inode *dir, struct dentry *dentry, const struct
 	return 1;
 }
 
-/* The same for a change that is about to be made under EX: -ESTALE starts the system call again. */
-static int mxfs_name_check(struct inode *dir, struct dentry *dentry)
-{
-	int ret;
-
-	if (READ_ONCE(dentry->d_time) == mxfs_names_token(dir))
-		return 0;
-	ret = mxfs_name_true(dir, dentry, &dentry->d_name);
-	return ret == 1 ? 0 : ret ? ret : -ESTALE;
-}
-
 static int mxfs_d_revalidate(struct dentry *dentry, unsigned int flags)
 {
 	struct mxfs_sb_info *sbi = MXFS_SB(dentry->d_sb);
@@ -135,6 +124,9 @@ static int mxfs_d_revalidate(struct dentry *dentry, unsigned int flags)
 			return -ECHILD;
 		return 1;
 	}
+	/* The second try of an open that found the file gone: atomic_open holds on to what it finds. */
+	if (flags & LOOKUP_REVAL && flags & LOOKUP_OPEN && d_is_reg(dentry) && !d_mountpoint(dentry))
+		return 0;
 	parent = dget_parent(dentry);
 	dir = d_inode(parent);
 	ret = mxfs_lock_get(&MXFS_I(dir)->lock, MXFS_MODE_PR, 0);
@@ -311,21 +303,92 @@ static int mxfs_adopt(struct inode *dir, struct dentry *dentry)
 }
 
 /*
- * Only brings the dentry about: opening it, and permission if it was not made here, is left to the VFS. In between
- * other nodes may make and remove the file any number of times.
+ * Finds the name and opens the regular file that it leads to, without a moment between the two in which another node
+ * could remove it: both locks are held. The dentry is in lookup; whatever else the name is, is left to the VFS.
+ */
+static int mxfs_lookup_open(struct inode *dir, struct dentry *dentry, struct file *file, struct dentry **found)
+{
+	struct mxfs_sb_info *sbi = mxfs_inode_sbi(dir);
+	struct mxfs_inode *di = MXFS_I(dir);
+	const struct qstr *name = &dentry->d_name;
+	struct mxfs_lock_req reqs[2];
+	struct mxfs_attr attr;
+	unsigned long token;
+	struct inode *inode;
+	int tries, err;
+
+	if (name->len > MXFS_NAME_LEN_MAX)
+		return -ENAMETOOLONG;
+	for (tries = 0; tries < MXFS_RACE_TRIES; tries++) {
+		err = mxfs_op_begin(sbi, &di->lock, MXFS_MODE_PR);
+		if (err)
+			return err;
+		token = mxfs_names_token(dir);
+		err = sbi->be->lookup(sbi, &di->fh, name->name, name->len, &attr);
+		mxfs_op_end(sbi, &di->lock, MXFS_MODE_PR);
+		if (err && err != -ENOENT)
+			return err;
+		inode = err ? NULL : mxfs_iget(dir->i_sb, &attr);
+		if (IS_ERR_OR_NULL(inode) || !S_ISREG(inode->i_mode)) {
+			dentry->d_time = token;
+			*found = d_splice_alias(inode, dentry);
+			if (!IS_ERR_OR_NULL(*found))
+				WRITE_ONCE((*found)->d_time, token);
+			return PTR_ERR_OR_ZERO(*found);
+		}
+		reqs[0] = (struct mxfs_lock_req){ &di->lock, MXFS_MODE_PR };
+		reqs[1] = (struct mxfs_lock_req){ &MXFS_I(inode)->lock, MXFS_MODE_PR };
+		err = mxfs_locks_get(reqs, ARRAY_SIZE(reqs));
+		if (err) {
+			iput(inode);
+			return err;
+		}
+		if (mxfs_names_token(dir) != token) {
+			token = mxfs_names_token(dir);
+			err = mxfs_gate_enter(sbi);
+			if (!err) {
+				err = sbi->be->lookup(sbi, &di->fh, name->name, name->len, &attr);
+				mxfs_gate_leave(sbi);
+			}
+			if (err == -ENOENT || (!err && !mxfs_same(inode, &attr)))
+				err = -ESTALE;
+		}
+		if (!err)
+			err = mxfs_attr_refresh(inode);
+		if (!err) {
+			dentry->d_time = token;
+			d_splice_alias(inode, dentry); /* takes the inode; there are no aliases of files */
+			err = finish_open(file, dentry, mxfs_file_open_held);
+			mxfs_locks_put(reqs, ARRAY_SIZE(reqs));
+			return err;
+		}
+		mxfs_locks_put(reqs, ARRAY_SIZE(reqs));
+		iput(inode);
+		if (err != -ESTALE)
+			return err;
+	}
+	return -ESTALE;
+}
+
+/*
+ * Permission is checked by the VFS behind this, unless the file was made here. In between other nodes may make and
+ * remove the file any number of times.
  */
 static int mxfs_atomic_open(struct inode *dir, struct dentry *dentry, struct file *file, unsigned int flags, umode_t mode)
 {
 	struct dentry *found = NULL;
 	int tries, err = 0;
 
-	if (d_in_lookup(dentry)) {
-		found = mxfs_lookup(dir, dentry, flags & O_CREAT && flags & O_EXCL ? LOOKUP_CREATE | LOOKUP_EXCL : 0);
-		if (IS_ERR(found))
-			return PTR_ERR(found);
-		if (found)
-			dentry = found;
+	if (d_in_lookup(dentry) && flags & O_CREAT && flags & O_EXCL) {
+		found = mxfs_lookup(dir, dentry, LOOKUP_CREATE | LOOKUP_EXCL);
+		err = PTR_ERR_OR_ZERO(found);
+	} else if (d_in_lookup(dentry)) {
+		err = mxfs_lookup_open(dir, dentry, file, &found);
 	}
+	if (err || file->f_mode & FMODE_OPENED)
+		return err;
+	if (found)
+		dentry = found;
 	if (!(flags & O_CREAT) || d_really_is_positive(dentry))
 		return finish_no_open(file, found);
 	for (tries = 0; tries < MXFS_RACE_TRIES; tries++) {
@@ -578,37 +641,110 @@ static void mxfs_attr_forget(struct inode *inode)
 	WRITE_ONCE(MXFS_I(inode)->attr_gen, 0);
 }
 
-static int mxfs_rename(struct user_namespace *userns, struct inode *odir, struct dentry *odentry, struct inode *ndir,
-		       struct dentry *ndentry, unsigned int flags)
+/* A rename and what its names lead to; the VFS knows what the dentries say. */
+struct mxfs_rename {
+	struct inode *odir, *ndir;
+	struct dentry *odentry, *ndentry;
+	struct inode *source, *target; /* pinned; no target: NULL */
+	unsigned int flags;
+};
+
+/*
+ * Inside the gate, EX on `dir`. 0: the name leads to *inode. -ESTALE: *inode is now what it leads to instead (not among
+ * directories: for these the VFS has to start again).
+ */
+static int mxfs_rename_check(struct inode *dir, struct dentry *dentry, struct inode **inode, struct mxfs_attr *now)
 {
-	struct mxfs_sb_info *sbi = mxfs_inode_sbi(odir);
-	struct mxfs_inode *od = MXFS_I(odir), *nd = MXFS_I(ndir);
-	struct inode *source = d_inode(odentry), *target = d_inode(ndentry);
-	const struct qstr *oname = &odentry->d_name, *nname = &ndentry->d_name;
-	bool exchange = flags & RENAME_EXCHANGE;
-	struct mxfs_attr odattr = {}, ndattr = {};
+	struct mxfs_sb_info *sbi = mxfs_inode_sbi(dir);
+	int err;
+
+	now->fh.ino = 0;
+	if (*inode == d_inode(dentry) && READ_ONCE(dentry->d_time) == mxfs_names_token(dir))
+		return 0;
+	err = sbi->be->lookup(sbi, &MXFS_I(dir)->fh, dentry->d_name.name, dentry->d_name.len, now);
+	if (err == -ENOENT) {
+		now->fh.ino = 0;
+		err = 0;
+	}
+	if (err)
+		return err;
+	if (*inode ? now->fh.ino && mxfs_same(*inode, now) : !now->fh.ino)
+		return 0;
+	return -ESTALE;
+}
+
+/* Outside the locks: takes what the name leads to. */
+static int mxfs_rename_follow(struct super_block *sb, struct inode **inode, const struct mxfs_attr *now)
+{
+	struct inode *other = now->fh.ino ? mxfs_iget(sb, now) : NULL;
+
+	if (IS_ERR(other))
+		return PTR_ERR(other);
+	if ((*inode && S_ISDIR((*inode)->i_mode)) || (other && S_ISDIR(other->i_mode))) {
+		iput(other);
+		return -ESTALE;
+	}
+	iput(*inode);
+	*inode = other;
+	return 0;
+}
+
+static void mxfs_rename_done(const struct mxfs_rename *r, const struct mxfs_attr *odattr, const struct mxfs_attr *ndattr)
+{
+	bool exchange = r->flags & RENAME_EXCHANGE;
+
+	mxfs_lock_dirtied(&MXFS_I(r->odir)->lock);
+	mxfs_lock_dirtied(&MXFS_I(r->ndir)->lock);
+	mxfs_attr_apply(r->odir, odattr, MXFS_APPLY_REPLY);
+	mxfs_attr_apply(r->ndir, ndattr, MXFS_APPLY_REPLY);
+	mxfs_attr_forget(r->source); /* ctime, and ".." with it */
+	if (r->target && exchange)
+		mxfs_attr_forget(r->target);
+	else if (r->target && S_ISDIR(r->target->i_mode))
+		mxfs_inode_gone(r->target);
+	/* The VFS moves the dentries when we return; one that was wrong must not be believed where it arrives. */
+	r->odentry->d_time = r->source == d_inode(r->odentry) ? mxfs_names_token(r->ndir) : 0;
+	r->ndentry->d_time = exchange && r->target == d_inode(r->ndentry) ? mxfs_names_token(r->odir) : 0;
+}
+
+/* -EAGAIN: a name leads elsewhere by now, which has been followed. */
+static int mxfs_rename_try(struct mxfs_rename *r)
+{
+	struct mxfs_sb_info *sbi = mxfs_inode_sbi(r->odir);
+	struct mxfs_inode *od = MXFS_I(r->odir), *nd = MXFS_I(r->ndir);
+	const struct qstr *oname = &r->odentry->d_name, *nname = &r->ndentry->d_name;
+	bool exchange = r->flags & RENAME_EXCHANGE;
+	struct mxfs_attr odattr = {}, ndattr = {}, onow = {}, nnow = {};
 	struct mxfs_victim victim = {};
 	struct mxfs_lock_req reqs[5];
-	int count = 0, err;
+	unsigned int flags = r->flags;
+	int count = 0, err, ocheck = 0, ncheck = 0;
 
-	if (flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE))
-		return -EINVAL;
-	if (nname->len > MXFS_NAME_LEN_MAX)
-		return -ENAMETOOLONG;
-
-	if (odir != ndir && (S_ISDIR(source->i_mode) || (exchange && S_ISDIR(target->i_mode))))
+	if (r->odir != r->ndir && (S_ISDIR(r->source->i_mode) || (exchange && S_ISDIR(r->target->i_mode))))
 		reqs[count++] = (struct mxfs_lock_req){ &sbi->rename_lock, MXFS_MODE_EX };
 	reqs[count++] = (struct mxfs_lock_req){ &od->lock, MXFS_MODE_EX };
 	reqs[count++] = (struct mxfs_lock_req){ &nd->lock, MXFS_MODE_EX };
-	reqs[count++] = (struct mxfs_lock_req){ &MXFS_I(source)->lock, MXFS_MODE_EX };
-	if (target)
-		reqs[count++] = (struct mxfs_lock_req){ &MXFS_I(target)->lock, MXFS_MODE_EX };
+	reqs[count++] = (struct mxfs_lock_req){ &MXFS_I(r->source)->lock, MXFS_MODE_EX };
+	if (r->target)
+		reqs[count++] = (struct mxfs_lock_req){ &MXFS_I(r->target)->lock, MXFS_MODE_EX };
 	err = mxfs_locks_get(reqs, count);
 	if (err)
 		return err;
 
-	if (target && target != source && !exchange && !S_ISDIR(target->i_mode)) {
-		err = mxfs_victim_begin(&victim, target);
+	err = mxfs_gate_enter(sbi);
+	if (err)
+		goto out;
+	ocheck = mxfs_rename_check(r->odir, r->odentry, &r->source, &onow);
+	ncheck = mxfs_rename_check(r->ndir, r->ndentry, &r->target, &nnow);
+	mxfs_gate_leave(sbi);
+	if (ocheck == -ESTALE && !onow.fh.ino)
+		ocheck = -ENOENT;
+	err = ocheck ? ocheck : ncheck;
+	if (err)
+		goto out;
+
+	if (r->target && r->target != r->source && !exchange && !S_ISDIR(r->target->i_mode)) {
+		err = mxfs_victim_begin(&victim, r->target);
 		if (err)
 			goto out;
 		if (victim.park)
@@ -617,36 +753,49 @@ static int mxfs_rename(struct user_namespace *userns, struct inode *odir, struct
 	err = mxfs_gate_enter(sbi);
 	if (err)
 		goto out_victim;
-	err = mxfs_name_check(odir, odentry);
-	if (!err)
-		err = mxfs_name_check(ndir, ndentry);
-	if (!err)
-		err = sbi->be->rename(sbi, &od->fh, oname->name, oname->len, &nd->fh, nname->name, nname->len, flags,
-				      &odattr, &ndattr);
+	err = sbi->be->rename(sbi, &od->fh, oname->name, oname->len, &nd->fh, nname->name, nname->len, flags, &odattr,
+			      &ndattr);
 	mxfs_gate_leave(sbi);
-	if (err) {
-		odentry->d_time = 0;
-		ndentry->d_time = 0;
-		goto out_victim;
-	}
-	mxfs_lock_dirtied(&od->lock);
-	mxfs_lock_dirtied(&nd->lock);
-	mxfs_attr_apply(odir, &odattr, MXFS_APPLY_REPLY);
-	mxfs_attr_apply(ndir, &ndattr, MXFS_APPLY_REPLY);
-	mxfs_attr_forget(source); /* ctime, and ".." with it */
-	if (target && exchange)
-		mxfs_attr_forget(target);
-	else if (target && S_ISDIR(target->i_mode))
-		mxfs_inode_gone(target);
-	/* The VFS moves the dentries when we return. */
-	odentry->d_time = mxfs_names_token(ndir);
-	if (exchange)
-		ndentry->d_time = mxfs_names_token(odir);
+	if (!err)
+		mxfs_rename_done(r, &odattr, &ndattr);
 out_victim:
 	mxfs_victim_end(&victim, !err, NULL);
 out:
 	mxfs_locks_put(reqs, count);
-	return err;
+	if (ocheck == -ESTALE)
+		err = mxfs_rename_follow(r->odir->i_sb, &r->source, &onow);
+	if (ncheck == -ESTALE && (!ocheck || (ocheck == -ESTALE && !err)))
+		err = exchange && !nnow.fh.ino ? -ENOENT : mxfs_rename_follow(r->odir->i_sb, &r->target, &nnow);
+	return !err && (ocheck || ncheck) ? -EAGAIN : err;
+}
+
+static int mxfs_rename(struct user_namespace *userns, struct inode *odir, struct dentry *odentry, struct inode *ndir,
+		       struct dentry *ndentry, unsigned int flags)
+{
+	struct mxfs_rename r = { .odir = odir, .ndir = ndir, .odentry = odentry, .ndentry = ndentry, .flags = flags };
+	int tries, err;
+
+	if (flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE))
+		return -EINVAL;
+	if (ndentry->d_name.len > MXFS_NAME_LEN_MAX)
+		return -ENAMETOOLONG;
+	r.source = d_inode(odentry);
+	ihold(r.source);
+	r.target = d_inode(ndentry);
+	if (r.target)
+		ihold(r.target);
+	for (tries = 0; tries < MXFS_RACE_TRIES; tries++) {
+		err = mxfs_rename_try(&r);
+		if (err != -EAGAIN)
+			break;
+	}
+	if (err) {
+		odentry->d_time = 0;
+		ndentry->d_time = 0;
+	}
+	iput(r.source);
+	iput(r.target);
+	return err == -EAGAIN ? -ESTALE : err;
 }
 
 /* ------------------------------------------------------------------ reading */

@@ -36,7 +36,7 @@ static atomic64_t mxfs_flock_owner; /* the last one given out */
 
 /* ------------------------------------------------------------------ open and close */
 
-int mxfs_file_open(struct inode *inode, struct file *file)
+static int mxfs_file_start(struct inode *inode, struct file *file, int (*count)(struct inode *inode))
 {
 	struct mxfs_file *mf;
 	int err;
@@ -49,7 +49,7 @@ int mxfs_file_open(struct inode *inode, struct file *file)
 		return -ENOMEM;
 	mf->owner = atomic64_inc_return(&mxfs_flock_owner);
 	if (S_ISREG(inode->i_mode)) {
-		err = mxfs_open_count_get(inode);
+		err = count(inode);
 		if (err) {
 			kfree(mf);
 			return err;
@@ -58,6 +58,16 @@ int mxfs_file_open(struct inode *inode, struct file *file)
 	}
 	file->private_data = mf;
 	return 0;
+}
+
+int mxfs_file_open(struct inode *inode, struct file *file)
+{
+	return mxfs_file_start(inode, file, mxfs_open_count_get);
+}
+
+int mxfs_file_open_held(struct inode *inode, struct file *file)
+{
+	return mxfs_file_start(inode, file, mxfs_open_count_get_held);
 }
 
 int mxfs_file_release(struct inode *inode, struct file *file)

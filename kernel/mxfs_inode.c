@@ -651,24 +651,32 @@ int mxfs_remove_privs(struct inode *inode)
  * A file is only opened while INODE is held: who unlinks (EX) has recalled it from the other nodes, whose
  * demote took OPEN for them; on this node open_mutex decides which came first.
  */
-int mxfs_open_count_get(struct inode *inode)
+int mxfs_open_count_get_held(struct inode *inode)
 {
 	struct mxfs_vnode *vn = MXFS_VN(inode);
+	int err = 0;
+
+	mutex_lock(&vn->open_mutex);
+	if (test_bit(MXFS_VN_GONE, &vn->state) || (!inode->i_nlink && !vn->mi.parked))
+		err = -ESTALE;
+	else
+		atomic_inc(&vn->mi.open_count);
+	mutex_unlock(&vn->open_mutex);
+	return err;
+}
+
+int mxfs_open_count_get(struct inode *inode)
+{
+	struct mxfs_inode *mi = MXFS_I(inode);
 	int err;
 
-	err = mxfs_lock_get(&vn->mi.lock, MXFS_MODE_CR, 0);
+	err = mxfs_lock_get(&mi->lock, MXFS_MODE_CR, 0);
 	if (err)
 		return err;
 	err = mxfs_attr_refresh(inode);
-	if (!err) {
-		mutex_lock(&vn->open_mutex);
-		if (test_bit(MXFS_VN_GONE, &vn->state) || (!inode->i_nlink && !vn->mi.parked))
-			err = -ESTALE;
-		else
-			atomic_inc(&vn->mi.open_count);
-		mutex_unlock(&vn->open_mutex);
-	}
-	mxfs_lock_put(&vn->mi.lock, MXFS_MODE_CR);
+	if (!err)
+		err = mxfs_open_count_get_held(inode);
+	mxfs_lock_put(&mi->lock, MXFS_MODE_CR);
 	return err;
 }
 

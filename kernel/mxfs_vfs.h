@@ -90,6 +90,7 @@ int mxfs_setattr(struct user_namespace *userns, struct dentry *dentry, struct ia
 int mxfs_remove_privs(struct inode *inode);
 /* Opened files of this node, and what becomes of the inode at the last close. */
 int mxfs_open_count_get(struct inode *inode);
+int mxfs_open_count_get_held(struct inode *inode);
 void mxfs_open_count_put(struct inode *inode);
 void mxfs_last_close_queue(struct inode *inode);
 /* Waits for the work of last closes; without it unmount finds inodes busy. */
@@ -105,6 +106,7 @@ extern const struct inode_operations mxfs_special_inode_ops;
 extern const struct inode_operations mxfs_file_inode_ops;
 extern const struct file_operations mxfs_file_fops;
 int mxfs_file_open(struct inode *inode, struct file *file);
+int mxfs_file_open_held(struct inode *inode, struct file *file); /* INODE is held, the attributes are valid */
 int mxfs_file_release(struct inode *inode, struct file *file);
 int mxfs_file_fsync(struct file *file, loff_t start, loff_t end, int datasync);
 

@@ -100,6 +100,27 @@ struct mxfs_lock_entry {
 #define MXFS_LKF_CANCEL 4   /* give up the outstanding request `seq` */
 #define MXFS_LKF_WAITING 8  /* in dumps and reclaims: a request `mode` is outstanding */
 #define MXFS_LKF_RECLAIM 16 /* granted before this epoch: enter it as granted */
+/* Only between daemons, for control clients' locks on USER resources; the kernel never sees these three. */
+#define MXFS_LKF_VALUE 32     /* a struct mxfs_lock_value follows this entry */
+#define MXFS_LKF_LOST 64      /* release: the client is gone without a word; PW, EX: the value is invalid now */
+#define MXFS_LKF_IS_VALUE 128 /* this is no entry, but the struct mxfs_lock_value of the entry before */
+
+/*
+ * A lock value block, 64 bytes, right behind the entry that has MXFS_LKF_VALUE: in a grant the value now, in a
+ * release or conversion down from PW or EX the new one, in a reclaim what the owner knows. value_seq rises with
+ * every value written. lock_id, seq and node repeat the entry's, in the same places.
+ */
+struct mxfs_lock_value {
+	__u8 value[MXFS_LVB_LEN];
+	__le64 lock_id;
+	__le64 value_seq;
+	__le32 seq;
+	__u8 state; /* 0 valid, 1 invalid: a writer was lost */
+	__u8 reserved;
+	__le16 flags; /* MXFS_LKF_IS_VALUE */
+	__le32 node;
+	__le32 reserved2;
+};
 
 /* Roles of a node on a volume. */
 enum mxfs_role {

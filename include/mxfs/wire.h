@@ -63,6 +63,11 @@ enum mxfs_wire_type {
 	MXFS_MSG_LEASE_RENEW = 63,
 	MXFS_MSG_LEASE_ACK = 64,
 	MXFS_MSG_RESYNC = 65,
+
+	/* Deadlocks of control clients; bodies are JSON objects, see docs/dlm.md. */
+	MXFS_MSG_DEADLOCK_ASK = 80,   /* to the master: who is in the way of the last wait of this path? */
+	MXFS_MSG_DEADLOCK_CHASE = 81, /* to the owner of locks in the way: what does their client wait for? */
+	MXFS_MSG_DEADLOCK_BREAK = 82, /* to the owner of the youngest wait of a circle: deny it */
 };
 
 /*

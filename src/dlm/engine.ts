@@ -27,34 +27,52 @@
  * Epoch and state are read inside the stripe lock, and a view change passes every stripe lock before it touches
  * them: no decision of the old epoch lands behind the clearing.
  *
+ * Values (lock value blocks): a USER resource with a control client's lock has 32 bytes that every grant to such a
+ * client brings along, and that whoever holds PW or EX may replace as it gives that up (MXFS_LKF_VALUE). A writer
+ * that is gone without a word (MXFS_LKF_LOST, or its node purged) leaves the value marked invalid. After a view
+ * change the value is that of a lock which kept writers out (above CR); where none is left, the newest that
+ * anybody knows, invalid.
+ *
  * Known weakness: locks on one resource are found by walking its queues; a resource with thousands of locks is
- * slow. Deadlocks over several resources are not seen: callers keep the lock order, or give up by time-out.
+ * slow. Deadlocks over several resources are not seen here (deadlock.ts does, for control clients); the kernel
+ * keeps the lock order.
  */
 import {
   MXFS_LKF_CANCEL,
   MXFS_LKF_CONVERT,
+  MXFS_LKF_IS_VALUE,
+  MXFS_LKF_LOST,
   MXFS_LKF_NOQUEUE,
+  MXFS_LKF_VALUE,
   MXFS_LKF_WAITING,
+  MXFS_LOCK_CLIENT_CONTROL,
+  MXFS_LOCK_CLIENT_SHIFT,
   MXFS_LOCK_ENTRY_SIZE,
   MXFS_MODE_COUNT,
+  MXFS_MODE_CR,
   MXFS_MODE_NL,
+  MXFS_MODE_PW,
+  MXFS_RES_USER,
   WireType,
 } from "../wire/abi.js";
 import { assertU32, assertU64, viewOf } from "../wire/error.js";
-import { encodeLockEntry, type LockEntry, type Resource } from "../wire/lock_entry.js";
+import { encodeLockEntry, entrySize, type LockEntry, type Resource } from "../wire/lock_entry.js";
 import {
   COUNTER,
   type CounterName,
   CTL,
+  KIND,
   LOCK,
   QUEUE,
-  type Queue,
   RES,
   TABLE_STATE,
   type TableCapacity,
   type TableState,
+  VALUE,
+  VALUE_STATE,
   VIEW_AT,
 } from "./layout.js";
+import type { SharedMemory } from "./memory.js";
 import { ALL_MODES, COMPATIBLE, isDownConversion } from "./modes.js";
 import { OUTCOME, type Outbox, type Outcome } from "./outbox.js";
 import { KEY_WORDS, ResourceHasher } from "./resource.js";
@@ -63,7 +81,6 @@ import { masterOf, sortedNodes } from "./view.js";
 
 /** errnos of denials, positive (asm-generic/errno.h). */
 export const EAGAIN = 11;
-export const ENOMEM = 12;
 export const EINVAL = 22;
 export const EDEADLK = 35;
 export const ENOLCK = 37;
@@ -110,6 +127,17 @@ export interface LockFilter {
   readonly type?: number;
   /** Only locks of resources where somebody waits. */
   readonly contended?: boolean;
+  /** Only this resource: looked up, not searched for. */
+  readonly resource?: Resource;
+}
+
+/** A resource's lock value block. */
+export interface LockValue {
+  /** MXFS_LVB_LEN bytes. */
+  readonly bytes: Uint8Array<ArrayBuffer>;
+  /** How often it was written. */
+  readonly seq: bigint;
+  readonly valid: boolean;
 }
 
 /** One lock, for status and dump commands. */
@@ -122,21 +150,44 @@ export interface LockInfo extends Resource {
   readonly queue: "granted" | "convert" | "wait";
   /** Whether its owner has been asked to give way and has not answered yet. */
   readonly blocking: boolean;
+  /** Of the resource; null where it has none. */
+  readonly value: LockValue | null;
+}
+
+/** Who a lock belongs to. */
+export interface LockOwner {
+  readonly node: number;
+  readonly lockId: bigint;
+}
+
+export interface DumpPage {
+  readonly locks: LockInfo[];
+  /** Where the next page begins; null: this was the last. */
+  readonly next: number | null;
 }
 
 const QUEUE_NAME = ["granted", "convert", "wait"] as const;
 /** How many outcomes resume and purge let pile up before they call `onBatch`. */
 const BATCH_COUNT = 256;
+/** Buckets that one page of a dump looks at, at most. */
+const DUMP_BUCKETS_MAX = 32_768;
+/** LOCK.ID_HIGH >>> this: MXFS_LOCK_CLIENT_*. */
+const CLIENT_SHIFT = MXFS_LOCK_CLIENT_SHIFT - 32;
 
 export class LockEngine {
-  readonly #words: Int32Array<SharedArrayBuffer>;
   readonly #hasher = new ResourceHasher();
   /** The message in hand: 16 words of an entry. */
   readonly #entry = new Int32Array(MXFS_LOCK_ENTRY_SIZE / 4);
   readonly #entryBytes = new Uint8Array(MXFS_LOCK_ENTRY_SIZE);
 
-  private constructor(readonly table: LockTable) {
-    this.#words = table.words;
+  /** The value that came with it. */
+  readonly #value = new Int32Array(MXFS_LOCK_ENTRY_SIZE / 4);
+
+  private constructor(readonly table: LockTable) {}
+
+  /** Longer ones replace it: not to be kept over a `reserve`. */
+  get #words(): Int32Array<SharedArrayBuffer> {
+    return this.table.words;
   }
 
   /** Makes a table for node `self` and an engine over it. Without a view it decides nothing. */
@@ -148,13 +199,13 @@ export class LockEngine {
   }
 
   /** An engine of another thread over the same table. */
-  static attach(buffer: SharedArrayBuffer): LockEngine {
-    return new LockEngine(LockTable.attach(buffer));
+  static attach(memory: SharedMemory): LockEngine {
+    return new LockEngine(LockTable.attach(memory));
   }
 
   /** Post this to other threads, for `attach`. */
-  get buffer(): SharedArrayBuffer {
-    return this.table.buffer;
+  get memory(): SharedMemory {
+    return this.table.memory;
   }
   get self(): number {
     return (this.#words[CTL.SELF_NODE] as number) >>> 0;
@@ -189,7 +240,8 @@ export class LockEngine {
 
   /**
    * Takes one message: the 64 bytes at `at`, which `checkLockEntries` has accepted. @param from the node it came
-   * from; this node itself for the kernel's and the control clients' messages.
+   * from; this node itself for the kernel's and the control clients' messages. With MXFS_LKF_VALUE the 64 bytes
+   * behind it are its value.
    * @throws LockTableError: the daemon must end.
    */
   submit(command: Command, bytes: Uint8Array, at: number, from: number, out: Outbox): Result {
@@ -200,11 +252,13 @@ export class LockEngine {
   submitAll(command: Command, bytes: Uint8Array, from: number, out: Outbox, tally?: Tally): number {
     const view = viewOf(bytes);
     let at = 0;
-    for (; at + MXFS_LOCK_ENTRY_SIZE <= bytes.length; at += MXFS_LOCK_ENTRY_SIZE) {
+    let count = 0;
+    for (; at + MXFS_LOCK_ENTRY_SIZE <= bytes.length; at += entrySize(bytes, at)) {
       const result = this.#submit(command, bytes, view, at, from, out);
+      count++;
       if (tally !== undefined) tally[result] = (tally[result] as number) + 1;
     }
-    return at / MXFS_LOCK_ENTRY_SIZE;
+    return count;
   }
 
   /** As `submit`, for an entry as an object. @throws RangeError when a field does not fit */
@@ -219,6 +273,10 @@ export class LockEngine {
   #load(view: DataView, at: number): void {
     for (let word = 0; word < MXFS_LOCK_ENTRY_SIZE / 4; word++) {
       this.#entry[word] = view.getInt32(at + 4 * word, true);
+    }
+    if ((this.#flags() & MXFS_LKF_VALUE) === 0) return;
+    for (let word = 0; word < MXFS_LOCK_ENTRY_SIZE / 4; word++) {
+      this.#value[word] = view.getInt32(at + MXFS_LOCK_ENTRY_SIZE + 4 * word, true);
     }
   }
 
@@ -273,6 +331,9 @@ export class LockEngine {
       // All nodes of an epoch agree on masters: only our own clients may be wrong about it.
       if ((from | 0) !== words[CTL.SELF_NODE]) return this.#drop(COUNTER.rejected, RESULT.REJECTED);
       out.appendBytes(master >>> 0, command, bytes, at);
+      if ((this.#flags() & MXFS_LKF_VALUE) !== 0) {
+        out.appendBytes(master >>> 0, command, bytes, at + MXFS_LOCK_ENTRY_SIZE);
+      }
       this.table.count(COUNTER.forwards);
       return RESULT.FORWARDED;
     }
@@ -280,15 +341,15 @@ export class LockEngine {
     switch (command) {
       case COMMAND.REQUEST:
         this.table.count(COUNTER.requests);
-        return this.#request(hash, bucket, serving, out);
+        return this.#request(bucket, serving, out);
       case COMMAND.CONVERT:
-        return this.#convert(hash, bucket, serving, out);
+        return this.#convert(bucket, serving, out);
       case COMMAND.RELEASE:
-        if ((this.#flags() & MXFS_LKF_CANCEL) !== 0) return this.#cancel(hash, bucket, serving, out);
-        return this.#release(hash, bucket, serving, out);
+        if ((this.#flags() & MXFS_LKF_CANCEL) !== 0) return this.#cancel(bucket, serving, out);
+        return this.#release(bucket, serving, out);
       case COMMAND.RECLAIM:
         if (serving) return this.#drop(COUNTER.rejected, RESULT.REJECTED);
-        return this.#reclaim(hash, bucket);
+        return this.#reclaim(bucket);
     }
   }
 
@@ -325,42 +386,49 @@ export class LockEngine {
     );
   }
 
-  /** A new lock for the message's owner, not queued yet; 0 with the denial's errno when an arena is full. */
-  #addLock(resource: number, hash: number, bucket: number): { lock: number; errno: number } {
+  /** A new lock for the message's owner, not queued yet; 0 when there is no room for it (ENOLCK). */
+  #addLock(resource: number, bucket: number, serving: boolean): number {
     const { table } = this;
     const entry = this.#entry;
-    const owned = resource !== 0 ? resource : table.addResource(bucket, hash, entry);
-    if (owned === 0) return { lock: 0, errno: ENOMEM };
-    const lock = table.addLock(
-      owned,
-      entry[E.node] as number,
-      entry[E.lockIdLow] as number,
-      entry[E.lockIdHigh] as number,
-    );
+    if ((resource === 0 && !table.reserve(KIND.RESOURCE)) || !table.reserve(KIND.LOCK)) return 0;
+    const owned = resource !== 0 ? resource : table.addResource(bucket, entry);
+    const withValue = this.#hasValue(entry[E.lockIdHigh] as number, entry[E.type] as number);
+    const fresh = withValue && table.words[owned + RES.VALUE] === 0;
+    const room = !withValue || table.valueOf(owned) !== 0;
+    const lock = room
+      ? table.addLock(
+          owned,
+          entry[E.node] as number,
+          entry[E.lockIdLow] as number,
+          entry[E.lockIdHigh] as number,
+        )
+      : 0;
     if (lock === 0) {
       if (resource === 0) table.removeResource(bucket, owned);
-      return { lock: 0, errno: ENOLCK };
+      return 0;
     }
-    const at = table.lockAt(lock);
-    this.#words[at + LOCK.SEQ] = entry[E.seq] as number;
-    this.#words[at + LOCK.GRANTED_SEQ] = entry[E.seq] as number;
-    this.#words[at + LOCK.ALLOWED] = ALL_MODES;
-    return { lock, errno: 0 };
+    const words = this.#words;
+    if (fresh) {
+      const value = words[owned + RES.VALUE] as number;
+      words[value + VALUE.STATE] = serving ? VALUE_STATE.VALID : VALUE_STATE.WEAK;
+    }
+    words[lock + LOCK.SEQ] = entry[E.seq] as number;
+    words[lock + LOCK.GRANTED_SEQ] = entry[E.seq] as number;
+    table.setAllowed(lock, ALL_MODES);
+    return lock;
   }
 
-  #request(hash: number, bucket: number, serving: boolean, out: Outbox): Result {
+  #request(bucket: number, serving: boolean, out: Outbox): Result {
     const { table } = this;
-    const words = this.#words;
     const mode = this.#mode();
-    const resource = table.findResource(bucket, hash, this.#entry);
+    const resource = table.findResource(bucket, this.#entry);
     const known = this.#findLock(resource);
     if (known !== 0) {
-      const at = table.lockAt(known);
-      if (words[at + LOCK.QUEUE] === QUEUE.WAIT && words[at + LOCK.SEQ] === this.#entry[E.seq]) {
+      if (table.queueOf(known) === QUEUE.WAIT && this.#words[known + LOCK.SEQ] === this.#entry[E.seq]) {
         return this.#drop(COUNTER.ignored, RESULT.IGNORED);
       }
       table.count(COUNTER.rejected);
-      return this.#denyMessage(EINVAL, words[at + LOCK.GRANTED] as number, out);
+      return this.#denyMessage(EINVAL, table.granted(known), out);
     }
     const alone =
       resource === 0 ||
@@ -369,29 +437,26 @@ export class LockEngine {
     const noqueue = (this.#flags() & MXFS_LKF_NOQUEUE) !== 0;
     if (serving && !fits && noqueue) return this.#denyMessage(EAGAIN, MXFS_MODE_NL, out);
 
-    const { lock, errno } = this.#addLock(resource, hash, bucket);
+    const lock = this.#addLock(resource, bucket, serving);
     if (lock === 0) {
       table.count(COUNTER.full);
-      return this.#denyMessage(errno, MXFS_MODE_NL, out);
+      return this.#denyMessage(ENOLCK, MXFS_MODE_NL, out);
     }
-    const at = table.lockAt(lock);
-    words[at + LOCK.GRANTED] = MXFS_MODE_NL;
-    words[at + LOCK.MODE] = mode;
-    words[at + LOCK.FLAGS] = noqueue ? MXFS_LKF_NOQUEUE : 0;
+    table.setModes(lock, MXFS_MODE_NL, mode, noqueue ? MXFS_LKF_NOQUEUE : 0);
     if (serving && fits) {
       this.#grant(lock, out);
       return RESULT.DECIDED;
     }
     table.enqueue(lock, QUEUE.WAIT);
-    if (serving) this.#bastHolders(words[at + LOCK.RESOURCE] as number, out);
+    if (serving) this.#bastHolders(this.#words[lock + LOCK.RESOURCE] as number, out);
     return RESULT.QUEUED;
   }
 
-  #convert(hash: number, bucket: number, serving: boolean, out: Outbox): Result {
+  #convert(bucket: number, serving: boolean, out: Outbox): Result {
     const { table } = this;
     const words = this.#words;
     const mode = this.#mode();
-    const resource = table.findResource(bucket, hash, this.#entry);
+    const resource = table.findResource(bucket, this.#entry);
     const lock = this.#findLock(resource);
     if (lock === 0) {
       // A statement about a lock that is gone needs no answer; a wish for more does.
@@ -399,18 +464,22 @@ export class LockEngine {
       if (isDownConversion(this.#granted(), mode)) return RESULT.REJECTED;
       return this.#denyMessage(EINVAL, MXFS_MODE_NL, out);
     }
-    const at = table.lockAt(lock);
-    const queue = words[at + LOCK.QUEUE] as Queue;
-    const held = words[at + LOCK.GRANTED] as number;
+    const queue = table.queueOf(lock);
+    const held = table.granted(lock);
     if (queue !== QUEUE.WAIT && isDownConversion(held, mode)) {
       table.count(COUNTER.statements);
-      this.#state(lock, queue, mode);
+      this.#writeValue(resource, held);
+      // An outstanding conversion stays outstanding.
+      table.setGranted(lock, mode);
+      words[lock + LOCK.GRANTED_SEQ] = this.#entry[E.seq] as number;
+      table.setAllowed(lock, ALL_MODES);
+      if (queue === QUEUE.GRANTED) words[lock + LOCK.SEQ] = this.#entry[E.seq] as number;
       if (serving) this.#settle(resource, out);
       return RESULT.DECIDED;
     }
     table.count(COUNTER.converts);
     if (queue !== QUEUE.GRANTED) {
-      if (words[at + LOCK.SEQ] === this.#entry[E.seq] && words[at + LOCK.MODE] === mode) {
+      if (words[lock + LOCK.SEQ] === this.#entry[E.seq] && table.mode(lock) === mode) {
         return this.#drop(COUNTER.ignored, RESULT.IGNORED);
       }
       table.count(COUNTER.rejected);
@@ -426,9 +495,8 @@ export class LockEngine {
       }
     }
     table.dequeue(lock);
-    words[at + LOCK.SEQ] = this.#entry[E.seq] as number;
-    words[at + LOCK.MODE] = mode;
-    words[at + LOCK.FLAGS] = noqueue ? MXFS_LKF_NOQUEUE : 0;
+    words[lock + LOCK.SEQ] = this.#entry[E.seq] as number;
+    table.setModes(lock, held, mode, noqueue ? MXFS_LKF_NOQUEUE : 0);
     if (serving && fits) {
       this.#grant(lock, out);
       // Not only who is in the way now: from PR to CW, or back, it also stopped being in somebody's way.
@@ -440,44 +508,35 @@ export class LockEngine {
     return RESULT.QUEUED;
   }
 
-  /** A down-conversion: the owner has given up rights. An outstanding conversion stays outstanding. */
-  #state(lock: number, queue: Queue, mode: number): void {
-    const words = this.#words;
-    const at = this.table.lockAt(lock);
-    // Off and on again in place: a converting lock must keep its turn.
-    const resourceAt = this.table.resourceAt(words[at + LOCK.RESOURCE] as number);
-    const heldAt = resourceAt + RES.HELD + (words[at + LOCK.GRANTED] as number);
-    words[heldAt] = (words[heldAt] as number) - 1;
-    words[resourceAt + RES.HELD + mode] = (words[resourceAt + RES.HELD + mode] as number) + 1;
-    words[at + LOCK.GRANTED] = mode;
-    words[at + LOCK.GRANTED_SEQ] = this.#entry[E.seq] as number;
-    words[at + LOCK.ALLOWED] = ALL_MODES;
-    if (queue === QUEUE.GRANTED) {
-      words[at + LOCK.MODE] = mode;
-      words[at + LOCK.SEQ] = this.#entry[E.seq] as number;
-    }
-  }
-
-  #release(hash: number, bucket: number, serving: boolean, out: Outbox): Result {
+  #release(bucket: number, serving: boolean, out: Outbox): Result {
     const { table } = this;
-    const resource = table.findResource(bucket, hash, this.#entry);
+    const resource = table.findResource(bucket, this.#entry);
     const lock = this.#findLock(resource);
     if (lock === 0) return this.#drop(COUNTER.ignored, RESULT.IGNORED);
     table.count(COUNTER.releases);
-    table.dequeue(lock);
-    table.removeLock(lock);
+    this.#writeValue(resource, table.granted(lock));
+    this.#remove(resource, lock, (this.#flags() & MXFS_LKF_LOST) !== 0);
     this.#afterRemoval(resource, bucket, serving, out);
     return RESULT.DECIDED;
   }
 
-  #cancel(hash: number, bucket: number, serving: boolean, out: Outbox): Result {
+  /** @param lost its owner is gone without a word: what it may have written is not known. */
+  #remove(resource: number, lock: number, lost: boolean): void {
     const { table } = this;
-    const words = this.#words;
-    const resource = table.findResource(bucket, hash, this.#entry);
+    if (lost && table.queueOf(lock) !== QUEUE.WAIT && table.granted(lock) >= MXFS_MODE_PW) {
+      const value = this.#words[resource + RES.VALUE] as number;
+      if (value !== 0) this.#words[value + VALUE.STATE] = VALUE_STATE.INVALID;
+    }
+    table.dequeue(lock);
+    table.removeLock(lock);
+  }
+
+  #cancel(bucket: number, serving: boolean, out: Outbox): Result {
+    const { table } = this;
+    const resource = table.findResource(bucket, this.#entry);
     const lock = this.#findLock(resource);
     if (lock === 0) return this.#drop(COUNTER.ignored, RESULT.IGNORED);
-    const at = table.lockAt(lock);
-    if (words[at + LOCK.QUEUE] === QUEUE.GRANTED || words[at + LOCK.SEQ] !== this.#entry[E.seq]) {
+    if (table.queueOf(lock) === QUEUE.GRANTED || this.#words[lock + LOCK.SEQ] !== this.#entry[E.seq]) {
       return this.#drop(COUNTER.ignored, RESULT.IGNORED);
     }
     table.count(COUNTER.cancels);
@@ -488,7 +547,7 @@ export class LockEngine {
 
   /** Something left the resource: free it when empty, else see who can go on. */
   #afterRemoval(resource: number, bucket: number, serving: boolean, out: Outbox): void {
-    if (this.#words[this.table.resourceAt(resource) + RES.LOCK_COUNT] === 0) {
+    if (this.table.lockCount(resource) === 0) {
       this.table.removeResource(bucket, resource);
     } else if (serving) {
       this.#settle(resource, out);
@@ -496,38 +555,81 @@ export class LockEngine {
   }
 
   /** Enters a lock as its owner knows it from before: held, and perhaps with a request outstanding. */
-  #reclaim(hash: number, bucket: number): Result {
+  #reclaim(bucket: number): Result {
     const { table } = this;
-    const words = this.#words;
     const flags = this.#flags();
     const held = this.#granted();
     const waiting = (flags & MXFS_LKF_WAITING) !== 0;
-    const resource = table.findResource(bucket, hash, this.#entry);
+    const resource = table.findResource(bucket, this.#entry);
     if (this.#findLock(resource) !== 0) return this.#drop(COUNTER.ignored, RESULT.IGNORED);
     if (resource !== 0 && !table.fits(resource, held, 0))
       return this.#drop(COUNTER.conflicts, RESULT.CONFLICT);
-    const { lock } = this.#addLock(resource, hash, bucket);
+    const lock = this.#addLock(resource, bucket, false);
     if (lock === 0) return this.#drop(COUNTER.full, RESULT.CONFLICT);
     table.count(COUNTER.reclaims);
-    const at = table.lockAt(lock);
-    words[at + LOCK.GRANTED] = held;
-    words[at + LOCK.MODE] = waiting ? this.#mode() : held;
-    words[at + LOCK.FLAGS] = waiting ? flags & MXFS_LKF_NOQUEUE : 0;
+    table.setModes(lock, held, waiting ? this.#mode() : held, waiting ? flags & MXFS_LKF_NOQUEUE : 0);
     const converting = held !== MXFS_MODE_NL || (flags & MXFS_LKF_CONVERT) !== 0;
     table.enqueue(lock, waiting ? (converting ? QUEUE.CONVERT : QUEUE.WAIT) : QUEUE.GRANTED);
+    this.#reclaimValue(this.#words[lock + LOCK.RESOURCE] as number, held);
     return waiting ? RESULT.QUEUED : RESULT.DECIDED;
+  }
+
+  // ---- values -----------------------------------------------------------------------------------------------
+
+  #hasValue(lockIdHigh: number, type: number): boolean {
+    return lockIdHigh >>> CLIENT_SHIFT === MXFS_LOCK_CLIENT_CONTROL && type === MXFS_RES_USER;
+  }
+
+  /** The message gives up `held`, and says what the value is from now on. */
+  #writeValue(resource: number, held: number): void {
+    const value = this.#words[resource + RES.VALUE] as number;
+    if ((this.#flags() & MXFS_LKF_VALUE) === 0 || held < MXFS_MODE_PW || value === 0) return;
+    this.#copyValue(value, VALUE_STATE.VALID);
+    this.table.count(COUNTER.values);
+  }
+
+  #copyValue(value: number, state: number): void {
+    const words = this.#words;
+    for (let word = 0; word < KEY_WORDS; word++) words[value + word] = this.#value[word] as number;
+    words[value + VALUE.SEQ] = this.#value[V.seqLow] as number;
+    words[value + VALUE.SEQ + 1] = this.#value[V.seqHigh] as number;
+    words[value + VALUE.STATE] = state;
+  }
+
+  /** What a reclaimed lock's owner knows of the value. */
+  #reclaimValue(resource: number, held: number): void {
+    const words = this.#words;
+    const value = words[resource + RES.VALUE] as number;
+    if ((this.#flags() & MXFS_LKF_VALUE) === 0 || value === 0) return;
+    const weak = words[value + VALUE.STATE] === VALUE_STATE.WEAK;
+    const seq = wide(this.#value, V.seqLow);
+    const state = ((this.#value[V.state] as number) & 0xff) === 0 ? VALUE_STATE.VALID : VALUE_STATE.INVALID;
+    if (held > MXFS_MODE_CR) {
+      // It has kept writers out since it learned this.
+      if (weak || seq > wide(words, value + VALUE.SEQ)) this.#copyValue(value, state);
+    } else if (weak && seq >= wide(words, value + VALUE.SEQ)) {
+      this.#copyValue(value, VALUE_STATE.WEAK);
+    }
+  }
+
+  /** The rebuild is over: nobody vouches for what only weak locks know. */
+  #settleValue(resource: number): void {
+    const words = this.#words;
+    const value = words[resource + RES.VALUE] as number;
+    if (value === 0 || words[value + VALUE.STATE] !== VALUE_STATE.WEAK) return;
+    const known = this.table.heldModes(resource) !== 0;
+    words[value + VALUE.STATE] = known ? VALUE_STATE.INVALID : VALUE_STATE.VALID;
   }
 
   // ---- decisions --------------------------------------------------------------------------------------------
 
   /** Whether this conversion's held mode keeps an earlier one from ever being granted. */
   #blocksConverter(resource: number, lock: number): boolean {
-    const words = this.#words;
-    const held = words[this.table.lockAt(lock) + LOCK.GRANTED] as number;
-    for (let other = this.table.first(resource, QUEUE.CONVERT); other !== 0; other = this.table.next(other)) {
+    const { table } = this;
+    const held = table.granted(lock);
+    for (let other = table.first(resource, QUEUE.CONVERT); other !== 0; other = table.next(other)) {
       if (other === lock) return false;
-      const wanted = words[this.table.lockAt(other) + LOCK.MODE] as number;
-      if (((COMPATIBLE[wanted] as number) & (1 << held)) === 0) return true;
+      if (((COMPATIBLE[table.mode(other)] as number) & (1 << held)) === 0) return true;
     }
     return false;
   }
@@ -535,10 +637,10 @@ export class LockEngine {
   /** Grants what the queues allow, in order; then asks whoever is in the way. */
   #settle(resource: number, out: Outbox): void {
     const { table } = this;
-    const words = this.#words;
+    if (table.wantedModes(resource) === 0) return;
     for (const queue of [QUEUE.CONVERT, QUEUE.WAIT] as const) {
       for (let lock = table.first(resource, queue); lock !== 0; lock = table.first(resource, queue)) {
-        if (!table.fits(resource, words[table.lockAt(lock) + LOCK.MODE] as number, lock)) break;
+        if (!table.fits(resource, table.mode(lock), lock)) break;
         table.dequeue(lock);
         this.#grant(lock, out);
       }
@@ -549,37 +651,29 @@ export class LockEngine {
 
   /** The lock, in no queue, now holds what it wanted. */
   #grant(lock: number, out: Outbox): void {
+    const { table } = this;
     const words = this.#words;
-    const at = this.table.lockAt(lock);
-    words[at + LOCK.GRANTED] = words[at + LOCK.MODE] as number;
-    words[at + LOCK.GRANTED_SEQ] = words[at + LOCK.SEQ] as number;
-    words[at + LOCK.ALLOWED] = ALL_MODES;
-    words[at + LOCK.FLAGS] = 0;
-    this.table.enqueue(lock, QUEUE.GRANTED);
-    this.table.count(COUNTER.grants);
-    this.#tell(OUTCOME.GRANT, lock, words[at + LOCK.MODE] as number, words[at + LOCK.SEQ] as number, 0, out);
+    const mode = table.mode(lock);
+    table.setModes(lock, mode, mode, 0);
+    table.setAllowed(lock, ALL_MODES);
+    words[lock + LOCK.GRANTED_SEQ] = words[lock + LOCK.SEQ] as number;
+    table.enqueue(lock, QUEUE.GRANTED);
+    table.count(COUNTER.grants);
+    this.#tell(OUTCOME.GRANT, lock, mode, words[lock + LOCK.SEQ] as number, 0, out);
   }
 
   /** Denies a queued lock's request: a conversion goes back to what it holds, a request goes away. */
   #deny(lock: number, errno: number, out: Outbox): void {
     const { table } = this;
     const words = this.#words;
-    const at = table.lockAt(lock);
-    const queue = words[at + LOCK.QUEUE];
+    const queue = table.queueOf(lock);
+    const held = table.granted(lock);
     table.count(COUNTER.denies);
-    this.#tell(
-      OUTCOME.DENY,
-      lock,
-      words[at + LOCK.MODE] as number,
-      words[at + LOCK.SEQ] as number,
-      errno,
-      out,
-    );
+    this.#tell(OUTCOME.DENY, lock, table.mode(lock), words[lock + LOCK.SEQ] as number, errno, out);
     table.dequeue(lock);
     if (queue === QUEUE.CONVERT) {
-      words[at + LOCK.MODE] = words[at + LOCK.GRANTED] as number;
-      words[at + LOCK.SEQ] = words[at + LOCK.GRANTED_SEQ] as number;
-      words[at + LOCK.FLAGS] = 0;
+      table.setModes(lock, held, held, 0);
+      words[lock + LOCK.SEQ] = words[lock + LOCK.GRANTED_SEQ] as number;
       table.enqueue(lock, QUEUE.GRANTED);
     } else {
       table.removeLock(lock);
@@ -589,41 +683,62 @@ export class LockEngine {
   /** BASTs to the granted locks that keep somebody from what he wants, as far as not said before. */
   #bastHolders(resource: number, out: Outbox): void {
     const { table } = this;
-    const words = this.#words;
     const wanted = table.wantedModes(resource);
     if (wanted === 0) return;
+    const words = this.#words;
     // Strongest first: what EX rules out says all of the others.
     for (let holder = table.first(resource, QUEUE.GRANTED); holder !== 0; holder = table.next(holder)) {
-      const at = table.lockAt(holder);
-      const held = words[at + LOCK.GRANTED] as number;
+      const held = table.granted(holder);
       for (let mode = MXFS_MODE_COUNT - 1; mode > MXFS_MODE_NL; mode--) {
         const compatible = COMPATIBLE[mode] as number;
         if ((wanted & (1 << mode)) === 0 || (compatible & (1 << held)) !== 0) continue;
-        const allowed = words[at + LOCK.ALLOWED] as number;
+        const allowed = table.allowed(holder);
         if ((allowed & ~compatible) === 0) continue;
-        words[at + LOCK.ALLOWED] = allowed & compatible;
+        table.setAllowed(holder, allowed & compatible);
         table.count(COUNTER.basts);
-        this.#tell(OUTCOME.BAST, holder, mode, words[at + LOCK.GRANTED_SEQ] as number, 0, out);
+        this.#tell(OUTCOME.BAST, holder, mode, words[holder + LOCK.GRANTED_SEQ] as number, 0, out);
       }
     }
   }
 
-  /** Appends a message to the lock's owner. */
+  /** Appends a message to the lock's owner; a grant brings the value along. */
   #tell(type: Outcome, lock: number, mode: number, seq: number, errno: number, out: Outbox): void {
     const words = this.#words;
-    const at = this.table.lockAt(lock);
-    const key = this.table.resourceAt(words[at + LOCK.RESOURCE] as number) + RES.KEY;
-    const to = out.append((words[at + LOCK.NODE] as number) >>> 0, type);
+    const resource = words[lock + LOCK.RESOURCE] as number;
+    const key = resource + RES.KEY;
+    const node = words[lock + LOCK.NODE] as number;
+    const withValue =
+      type === OUTCOME.GRANT &&
+      this.#hasValue(words[lock + LOCK.ID_HIGH] as number, words[key + E.type] as number);
+    const to = out.append(node >>> 0, type);
     const entry = out.words;
     for (let word = 0; word < KEY_WORDS; word++) entry[to + word] = words[key + word] as number;
-    entry[to + E.lockIdLow] = words[at + LOCK.ID_LOW] as number;
-    entry[to + E.lockIdHigh] = words[at + LOCK.ID_HIGH] as number;
+    entry[to + E.lockIdLow] = words[lock + LOCK.ID_LOW] as number;
+    entry[to + E.lockIdHigh] = words[lock + LOCK.ID_HIGH] as number;
     entry[to + E.epochLow] = words[CTL.EPOCH_LOW] as number;
     entry[to + E.epochHigh] = words[CTL.EPOCH_HIGH] as number;
     entry[to + E.seq] = seq;
-    entry[to + E.modes] = mode | ((words[at + LOCK.GRANTED] as number) << 8);
-    entry[to + E.node] = words[at + LOCK.NODE] as number;
+    entry[to + E.modes] = mode | (this.table.granted(lock) << 8) | (withValue ? MXFS_LKF_VALUE << 16 : 0);
+    entry[to + E.node] = node;
     entry[to + E.status] = errno;
+    if (withValue) this.#tellValue(words[resource + RES.VALUE] as number, lock, seq, out);
+  }
+
+  #tellValue(value: number, lock: number, seq: number, out: Outbox): void {
+    const words = this.#words;
+    const node = words[lock + LOCK.NODE] as number;
+    const to = out.append(node >>> 0, OUTCOME.GRANT);
+    const entry = out.words;
+    for (let word = 0; word < KEY_WORDS; word++) entry[to + word] = words[value + word] as number;
+    entry[to + E.lockIdLow] = words[lock + LOCK.ID_LOW] as number;
+    entry[to + E.lockIdHigh] = words[lock + LOCK.ID_HIGH] as number;
+    entry[to + V.seqLow] = words[value + VALUE.SEQ] as number;
+    entry[to + V.seqHigh] = words[value + VALUE.SEQ + 1] as number;
+    entry[to + E.seq] = seq;
+    const valid = words[value + VALUE.STATE] === VALUE_STATE.VALID;
+    entry[to + V.state] = (valid ? 0 : 1) | (MXFS_LKF_IS_VALUE << 16);
+    entry[to + E.node] = node;
+    entry[to + E.status] = 0;
   }
 
   /** Denies the message in hand. */
@@ -659,12 +774,9 @@ export class LockEngine {
     table.lockAdmin();
     try {
       Atomics.store(words, CTL.STATE, TABLE_STATE.CHANGING);
-      for (let stripe = 0; stripe < table.stripeCount; stripe++) {
-        table.locked(stripe, () => {
-          this.#clearStripe(stripe);
-        });
-      }
-      // Nobody decides now: whoever takes a stripe lock from here on sees CHANGING.
+      // Whoever is inside a stripe finishes; whoever comes later sees CHANGING, and leaves everything alone.
+      for (let stripe = 0; stripe < table.stripeCount; stripe++) table.locked(stripe, () => undefined);
+      table.forgetAll();
       sorted.forEach((node, index) => {
         words[VIEW_AT + index] = node | 0;
       });
@@ -678,23 +790,22 @@ export class LockEngine {
     }
   }
 
-  #clearStripe(stripe: number): void {
-    const { table } = this;
-    table.forEachResource(stripe, (resource, bucket) => {
-      table.forEachLock(resource, (lock) => {
-        table.dequeue(lock);
-        table.removeLock(lock);
-      });
-      table.removeResource(bucket, resource);
-    });
-  }
-
   /**
    * Second half: service resumes. What was reclaimed or queued meanwhile is granted, denied or asked for.
    * @param onBatch called now and then, without a stripe lock, to drain the outbox.
    * @throws RangeError unless `epoch` is the one of the last `freezeAndClear`, not resumed yet.
    */
   resume(epoch: bigint, out: Outbox, onBatch?: () => void): void {
+    this.serve(epoch);
+    for (let stripe = 0; stripe < this.table.stripeCount; stripe++) {
+      this.wakeStripe(stripe, epoch, out);
+      if (onBatch !== undefined && out.count >= BATCH_COUNT) onBatch();
+    }
+    if (onBatch !== undefined && out.count > 0) onBatch();
+  }
+
+  /** As `resume`, but whoever waits goes on only when `wakeStripe` has been called for every stripe. */
+  serve(epoch: bigint): void {
     const { table } = this;
     if (this.state !== TABLE_STATE.REBUILDING || epoch !== this.epoch) {
       throw new RangeError(
@@ -704,24 +815,26 @@ export class LockEngine {
     table.lockAdmin();
     try {
       Atomics.store(this.#words, CTL.STATE, TABLE_STATE.SERVING);
-      for (let stripe = 0; stripe < table.stripeCount; stripe++) {
-        table.locked(stripe, () => {
-          table.forEachResource(stripe, (resource, bucket) => {
-            this.#wake(resource, bucket, out);
-          });
-        });
-        if (onBatch !== undefined && out.count >= BATCH_COUNT) onBatch();
-      }
     } finally {
       table.unlockAdmin();
     }
-    if (onBatch !== undefined && out.count > 0) onBatch();
   }
 
-  /** First decisions on a rebuilt resource. */
+  /** First decisions on a stripe's rebuilt resources. @returns false: the epoch is over, nothing was done. */
+  wakeStripe(stripe: number, epoch: bigint, out: Outbox): boolean {
+    const { table } = this;
+    return table.locked(stripe, () => {
+      if (this.state !== TABLE_STATE.SERVING || this.epoch !== epoch) return false;
+      table.forEachResource(stripe, (resource, bucket) => {
+        this.#settleValue(resource);
+        this.#wake(resource, bucket, out);
+      });
+      return true;
+    });
+  }
+
   #wake(resource: number, bucket: number, out: Outbox): void {
     const { table } = this;
-    const words = this.#words;
     if (table.wantedModes(resource) === 0) return;
     let lock = table.first(resource, QUEUE.CONVERT);
     while (lock !== 0) {
@@ -735,7 +848,7 @@ export class LockEngine {
     this.#settle(resource, out);
     let denied = false;
     table.forEachLock(resource, (queued, queue) => {
-      if (queue === QUEUE.GRANTED || (words[table.lockAt(queued) + LOCK.FLAGS] as number) === 0) return;
+      if (queue === QUEUE.GRANTED || table.flags(queued) === 0) return;
       this.#deny(queued, EAGAIN, out);
       denied = true;
     });
@@ -747,84 +860,168 @@ export class LockEngine {
    * @param onBatch as for `resume`. @returns how many locks.
    */
   purgeNode(node: number, out: Outbox, onBatch?: () => void): number {
-    return this.#purge((lockAt) => this.#words[lockAt + LOCK.NODE] === (node | 0), out, onBatch);
-  }
-
-  #purge(condemned: (lockAt: number) => boolean, out: Outbox, onBatch?: () => void): number {
-    const { table } = this;
     let count = 0;
-    for (let stripe = 0; stripe < table.stripeCount; stripe++) {
-      table.locked(stripe, () => {
-        const serving = Atomics.load(this.#words, CTL.STATE) === TABLE_STATE.SERVING;
-        table.forEachResource(stripe, (resource, bucket) => {
-          const before = count;
-          table.forEachLock(resource, (lock) => {
-            if (!condemned(table.lockAt(lock))) return;
-            table.dequeue(lock);
-            table.removeLock(lock);
-            count++;
-          });
-          if (count > before) this.#afterRemoval(resource, bucket, serving, out);
-        });
-      });
+    for (let stripe = 0; stripe < this.table.stripeCount; stripe++) {
+      count += this.purgeStripe(stripe, node, out);
       if (onBatch !== undefined && out.count >= BATCH_COUNT) onBatch();
     }
-    table.count(COUNTER.purged, count);
     if (onBatch !== undefined && out.count > 0) onBatch();
     return count;
+  }
+
+  /** As `purgeNode`, for one stripe. */
+  purgeStripe(stripe: number, node: number, out: Outbox): number {
+    const { table } = this;
+    return table.locked(stripe, () => {
+      let count = 0;
+      const serving = this.state === TABLE_STATE.SERVING;
+      table.forEachResource(stripe, (resource, bucket) => {
+        const before = count;
+        table.forEachLock(resource, (lock) => {
+          if (this.#words[lock + LOCK.NODE] !== (node | 0)) return;
+          this.#remove(resource, lock, true);
+          count++;
+        });
+        if (count > before) this.#afterRemoval(resource, bucket, serving, out);
+      });
+      table.count(COUNTER.purged, count);
+      return count;
+    });
+  }
+
+  // ---- deadlocks --------------------------------------------------------------------------------------------
+
+  /**
+   * The control clients' locks that keep a waiting lock waiting: holders of what does not go with it, and whoever
+   * stands before it. Empty when it does not wait (any more), or is not mastered here.
+   * @param countMax most locks named.
+   */
+  blockersOf(wait: Resource & { node: number; lockId: bigint; seq: number }, countMax: number): LockOwner[] {
+    const { table } = this;
+    encodeLockEntry({ ...BLANK, ...wait, flags: 0, status: 0 }, this.#entryBytes, 0);
+    this.#load(viewOf(this.#entryBytes), 0);
+    const bucket = table.bucketOf(this.#hasher.hash(this.#entry, 0));
+    return table.locked(table.stripeOf(bucket), () => {
+      if (this.state !== TABLE_STATE.SERVING) return [];
+      const resource = table.findResource(bucket, this.#entry);
+      const lock = this.#findLock(resource);
+      if (lock === 0 || table.queueOf(lock) === QUEUE.GRANTED) return [];
+      if (this.#words[lock + LOCK.SEQ] !== this.#entry[E.seq]) return [];
+      return this.#blockers(resource, lock, countMax);
+    });
+  }
+
+  #blockers(resource: number, lock: number, countMax: number): LockOwner[] {
+    const { table } = this;
+    const words = this.#words;
+    const compatible = COMPATIBLE[table.mode(lock)] as number;
+    const own = table.queueOf(lock);
+    const found: LockOwner[] = [];
+    let before = true;
+    table.forEachLock(resource, (other, queue) => {
+      if (other === lock) before = false;
+      if (other === lock || found.length >= countMax) return;
+      const holds = queue !== QUEUE.WAIT && (compatible & (1 << table.granted(other))) === 0;
+      const first = queue !== QUEUE.GRANTED && (queue < own || (queue === own && before));
+      if (!holds && !first) return;
+      if ((words[other + LOCK.ID_HIGH] as number) >>> CLIENT_SHIFT !== MXFS_LOCK_CLIENT_CONTROL) return;
+      found.push({
+        node: (words[other + LOCK.NODE] as number) >>> 0,
+        lockId: wide(words, other + LOCK.ID_LOW),
+      });
+    });
+    return found;
   }
 
   // ---- looking in -------------------------------------------------------------------------------------------
 
   /**
-   * Every lock of the table that the filter lets through. One stripe at a time is copied under its lock, so the
-   * whole is not one moment's picture, but each resource is.
+   * A page of the table's locks that the filter lets through: about `countMax`, more only to finish a resource's
+   * bucket; fewer, even none, when the filter passes little (then `next` says where to go on). Each bucket is
+   * copied under its lock, so the whole is not one moment's picture, but each resource is.
+   * @param cursor 0, or `next` of the page before.
    */
-  *dump(filter: LockFilter = {}): Generator<LockInfo> {
-    for (let stripe = 0; stripe < this.table.stripeCount; stripe++) {
-      const found: LockInfo[] = [];
-      this.table.locked(stripe, () => {
-        this.table.forEachResource(stripe, (resource) => {
-          this.#collect(resource, filter, found);
-        });
+  dumpPage(filter: LockFilter, cursor: number, countMax: number): DumpPage {
+    const { table } = this;
+    const locks: LockInfo[] = [];
+    const take = (bucket: number): void => {
+      if (this.#words[table.bucketAt(bucket)] === 0) return;
+      table.locked(table.stripeOf(bucket), () => {
+        table.forEachInBucket(bucket, (resource) => this.#collect(resource, filter, locks));
       });
-      yield* found;
+    };
+    if (filter.resource !== undefined) {
+      encodeLockEntry({ ...filter.resource, ...BLANK }, this.#entryBytes, 0);
+      this.#load(viewOf(this.#entryBytes), 0);
+      const key = this.#entry.slice(0, KEY_WORDS);
+      const bucket = table.bucketOf(this.#hasher.hash(key, 0));
+      table.locked(table.stripeOf(bucket), () => {
+        const resource = this.state === TABLE_STATE.CHANGING ? 0 : table.findResource(bucket, key);
+        if (resource !== 0) this.#collect(resource, filter, locks);
+      });
+      return { locks, next: null };
+    }
+    const end = Math.min(table.bucketCount, cursor + DUMP_BUCKETS_MAX);
+    let bucket = cursor;
+    while (bucket < end && locks.length < countMax) take(bucket++);
+    return { locks, next: bucket < table.bucketCount ? bucket : null };
+  }
+
+  /** All pages. */
+  *dump(filter: LockFilter = {}): Generator<LockInfo> {
+    for (let cursor: number | null = 0; cursor !== null; ) {
+      const page: DumpPage = this.dumpPage(filter, cursor, BATCH_COUNT);
+      yield* page.locks;
+      cursor = page.next;
     }
   }
 
   #collect(resource: number, filter: LockFilter, found: LockInfo[]): void {
     const { table } = this;
     const words = this.#words;
-    const key = table.resourceAt(resource) + RES.KEY;
-    const wide = (at: number): bigint =>
-      (BigInt((words[at + 1] as number) >>> 0) << 32n) | BigInt((words[at] as number) >>> 0);
+    const key = resource + RES.KEY;
     if (filter.type !== undefined && words[key + 7] !== filter.type) return;
-    if (filter.ino !== undefined && wide(key + 2) !== filter.ino) return;
+    if (filter.ino !== undefined && wide(words, key + 2) !== filter.ino) return;
     if (filter.contended === true && table.wantedModes(resource) === 0) return;
+    const value = this.#valueOf(resource);
     table.forEachLock(resource, (lock, queue) => {
-      const at = table.lockAt(lock);
-      const node = (words[at + LOCK.NODE] as number) >>> 0;
+      const node = (words[lock + LOCK.NODE] as number) >>> 0;
       if (filter.node !== undefined && node !== filter.node) return;
       found.push({
-        volume: wide(key),
-        ino: wide(key + 2),
-        offset: wide(key + 4),
+        volume: wide(words, key),
+        ino: wide(words, key + 2),
+        offset: wide(words, key + 4),
         ag: (words[key + 6] as number) >>> 0,
         type: (words[key + 7] as number) >>> 0,
         node,
-        lockId: wide(at + LOCK.ID_LOW),
-        seq: (words[at + LOCK.SEQ] as number) >>> 0,
-        granted: words[at + LOCK.GRANTED] as number,
-        mode: words[at + LOCK.MODE] as number,
+        lockId: wide(words, lock + LOCK.ID_LOW),
+        seq: (words[lock + LOCK.SEQ] as number) >>> 0,
+        granted: table.granted(lock),
+        mode: table.mode(lock),
         queue: QUEUE_NAME[queue],
-        blocking: words[at + LOCK.ALLOWED] !== ALL_MODES,
+        blocking: table.allowed(lock) !== ALL_MODES,
+        value,
       });
     });
+  }
+
+  #valueOf(resource: number): LockValue | null {
+    const words = this.#words;
+    const value = words[resource + RES.VALUE] as number;
+    if (value === 0) return null;
+    const copy = new Int32Array(KEY_WORDS);
+    copy.set(words.subarray(value, value + KEY_WORDS));
+    return {
+      bytes: new Uint8Array(copy.buffer),
+      seq: wide(words, value + VALUE.SEQ),
+      valid: words[value + VALUE.STATE] === VALUE_STATE.VALID,
+    };
   }
 }
 
 /** Words of an entry (struct mxfs_lock_entry); the key is words 0 to 7. */
 const E = {
+  type: 7,
   lockIdLow: 8,
   lockIdHigh: 9,
   epochLow: 10,
@@ -835,5 +1032,17 @@ const E = {
   node: 14,
   status: 15,
 } as const;
+
+/** Words of a value (struct mxfs_lock_value); its bytes are words 0 to 7, the rest is as in an entry. */
+const V = {
+  seqLow: 10,
+  seqHigh: 11,
+  /** state u8, 0 u8, flags u16 */
+  state: 13,
+} as const;
+
+function wide(words: Int32Array, at: number): bigint {
+  return (BigInt((words[at + 1] as number) >>> 0) << 32n) | BigInt((words[at] as number) >>> 0);
+}
 
 const BLANK = { lockId: 0n, epoch: 0n, seq: 0, mode: 0, granted: 0, flags: 0, node: 0, status: 0 };

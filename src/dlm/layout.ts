@@ -1,26 +1,32 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /**
- * Where everything lies in the lock table's one SharedArrayBuffer. Unit: 32-bit words.
+ * Where everything lies in the lock table's one shared memory. Unit: 32-bit words; a record's handle is the number
+ * of its first word.
  *
  *   0            control words (CTL)        capacities, state, epoch, allocator
  *   64           view: node ids, sorted     MXFS_NODE_COUNT_MAX words
- *   128          counters (COUNTER)         32 words
- *   160          stripe locks               stripe_count * 16 (a cache line each)
- *   buckets_at   hash buckets               bucket_count: index of the first resource, 0 = none
- *   resources_at resource arena             (resource_count_max + 1) * RES_WORDS; index 0 is not used
- *   locks_at     lock arena                 (lock_count_max + 1) * LOCK_WORDS; index 0 is not used
+ *   128          thread blocks              (THREAD_COUNT_MAX + 1) * 32: what each thread has counted (COUNTER)
+ *   stripes_at   stripe locks               stripe_count * 16 (a cache line each)
+ *   buckets_at   hash buckets               bucket_count: the first resource, 0 = none
+ *   segments_at  segments                   segment_words each: records of one kind; added while the table grows
  *
  *   bucket ──► resource ──► resource ──► 0          (RES.NEXT; both under one stripe lock)
  *                 │
- *                 ├─ granted  head ⇄ lock ⇄ lock tail
- *                 ├─ convert  head ⇄ lock tail        each still holds LOCK.GRANTED
- *                 └─ wait     head ⇄ lock ⇄ lock tail
+ *                 ├─ granted  head ⇄ lock ⇄ lock         the head's PREV is the tail
+ *                 ├─ convert  head ⇄ lock                each still holds LOCK_BYTE.GRANTED
+ *                 ├─ wait     head ⇄ lock ⇄ lock
+ *                 └─ value    lock value block, or 0
+ *
+ * The memory is a shared WebAssembly.Memory, because that can grow by whole segments in any thread while the
+ * others go on: their views stay right for the old length, and they take the longer one when they next enter a
+ * stripe (CTL.LENGTH). A *growable* SharedArrayBuffer would be nine times slower to read.
  *
  * Protocol: a bucket belongs to stripe (bucket & (stripe_count - 1)); whatever hangs below a bucket is read and
- * written only under that stripe's lock. Free records hang in one list per arena (NEXT), under the allocator's
- * lock, which is only taken inside a stripe lock, never the other way. A generation counter rises whenever a
- * record is freed.
- * Known weakness: capacities are fixed at creation; records are not packed when the table empties.
+ * written only under that stripe's lock. Free records hang in one list per kind (word 0), under the allocator's
+ * lock, which is only taken inside a stripe lock, never the other way; each thread keeps a few for itself. A
+ * generation counter rises whenever a record is freed.
+ * Size: one lock on a resource of its own costs 80 + 40 bytes and its bucket, 4.
+ * Known weakness: memory never shrinks; more resources than buckets make longer chains.
  */
 import { MXFS_NODE_COUNT_MAX } from "../wire/abi.js";
 
@@ -44,20 +50,39 @@ export const CTL = {
   EPOCH_LOW: 11,
   EPOCH_HIGH: 12,
   VIEW_COUNT: 13,
+  /** Words of the memory; a thread whose view is shorter takes a new one. */
+  LENGTH: 14,
+  /** Rises when the whole table is forgotten: free records that a thread kept are void. */
+  AGE: 15,
   /** Held by who changes state, epoch and view. */
   ADMIN_LOCK: 16,
+  SEGMENT_WORDS: 17,
   ALLOCATOR_LOCK: 32,
-  RESOURCE_FREE: 33,
-  /** Index of the first resource never used yet. */
-  RESOURCE_FRESH: 34,
-  RESOURCE_USED: 35,
-  LOCK_FREE: 36,
-  LOCK_FRESH: 37,
-  LOCK_USED: 38,
+  /** Segments that exist, and how many of them were given to a kind since the table was last forgotten. */
+  SEGMENT_COUNT: 33,
+  SEGMENT_NEXT: 34,
+  /** ARENA_WORDS each, by KIND. */
+  ARENAS: 36,
 } as const;
 
+/** Kinds of records. */
+export const KIND = { RESOURCE: 0, LOCK: 1, VALUE: 2 } as const;
+export type Kind = (typeof KIND)[keyof typeof KIND];
+
+/** Control words of a kind's arena. */
+export const ARENA = {
+  /** First free record. */
+  FREE: 0,
+  /** The rest of the segment being cut into records. */
+  FRESH: 1,
+  FRESH_END: 2,
+  /** Records in use, or kept by a thread. */
+  OUT: 3,
+} as const;
+export const ARENA_WORDS = 4;
+
 export const TABLE_MAGIC = 0x4d584c54;
-export const TABLE_VERSION = 1;
+export const TABLE_VERSION = 2;
 
 export const TABLE_STATE = {
   /** No view yet. */
@@ -71,9 +96,8 @@ export const TABLE_STATE = {
 export type TableState = (typeof TABLE_STATE)[keyof typeof TABLE_STATE];
 
 export const VIEW_AT = 64;
-export const COUNTERS_AT = VIEW_AT + MXFS_NODE_COUNT_MAX;
 
-/** Counters, unsigned 32 bit, wrapping. */
+/** Counters, unsigned 32 bit, wrapping; every thread counts for itself, a reader adds up. */
 export const COUNTER = {
   requests: 0,
   converts: 1,
@@ -96,7 +120,7 @@ export const COUNTER = {
   /** Reclaimed modes that conflict: two nodes believe what only one may. */
   conflicts: 14,
   deadlocks: 15,
-  /** Requests denied because an arena was full. */
+  /** Requests denied because the table was full, or memory for more was refused. */
   full: 16,
   /** Stripe locks that were not free at once. */
   contended: 17,
@@ -104,35 +128,51 @@ export const COUNTER = {
   slept: 18,
   purged: 19,
   viewChanges: 20,
+  /** Segments added. */
+  segments: 21,
+  /** Segments that the system had no memory for. */
+  memoryRefused: 22,
+  /** Lock values written. */
+  values: 23,
 } as const;
 export type CounterName = keyof typeof COUNTER;
-export const COUNTER_WORDS = 32;
 
-export const STRIPES_AT = COUNTERS_AT + COUNTER_WORDS;
+/** In a thread's block, behind the counters: records in use as far as this thread took and gave them. */
+export const USED_AT = 28;
+export const THREAD_WORDS = 32;
+export const THREADS_AT = VIEW_AT + MXFS_NODE_COUNT_MAX;
+
+/** Most threads that may attach (bits of THREADS_DEAD; also told apart in the lock words). */
+export const THREAD_COUNT_MAX = 30;
+
+export const STRIPES_AT = THREADS_AT + (THREAD_COUNT_MAX + 1) * THREAD_WORDS;
 export const STRIPE_WORDS = 16;
 
 /** Fields of a resource record. */
 export const RES = {
   NEXT: 0,
-  HASH: 1,
   /** Eight words. */
-  KEY: 2,
-  /** Head and tail of each queue, by QUEUE. */
-  QUEUES: 10,
-  /** How many locks are held in each mode (granted and converting ones): six words. */
-  HELD: 16,
-  /** How many converting and waiting locks want each mode: six words. */
-  WANTED: 22,
-  GENERATION: 28,
-  LOCK_COUNT: 29,
+  KEY: 1,
+  /** Head of each queue, by QUEUE. */
+  QUEUES: 9,
+  /** How many locks are held in each mode (granted and converting ones): six halves. */
+  HELD: 12,
+  /** How many converting and waiting locks want each mode: six halves. */
+  WANTED: 15,
+  /** Its value record, or 0. */
+  VALUE: 18,
+  /** Two halves: locks; generation. */
+  META: 19,
 } as const;
-export const RES_WORDS = 32;
+export const RES_WORDS = 20;
+/** Most locks of one resource: what its counts can tell. */
+export const RES_LOCK_COUNT_MAX = 0xffff;
 
-/** Which queue a lock is in; also the order of RES.QUEUES (head at QUEUES + 2 * queue). */
+/** Which queue a lock is in; also the order of RES.QUEUES. */
 export const QUEUE = { GRANTED: 0, CONVERT: 1, WAIT: 2 } as const;
 export type Queue = (typeof QUEUE)[keyof typeof QUEUE];
 
-/** Fields of a lock record. */
+/** Words of a lock record. */
 export const LOCK = {
   NEXT: 0,
   PREV: 1,
@@ -142,45 +182,75 @@ export const LOCK = {
   ID_HIGH: 5,
   /** Of the outstanding request, else of the last one that was granted or stated. */
   SEQ: 6,
-  QUEUE: 7,
-  /** Mode held; NL in the wait queue. */
-  GRANTED: 8,
-  /** Mode wanted; that of GRANTED in the granted queue. */
-  MODE: 9,
-  /** MXFS_LKF_NOQUEUE while a request of that kind waits for the end of a rebuild. */
-  FLAGS: 10,
-  /** Bit mask: the modes it may still be held as after all BASTs sent since its owner's last word. */
-  ALLOWED: 11,
-  GENERATION: 12,
   /** GRANTED's seq while a conversion is outstanding: a BAST names the grant it means. */
-  GRANTED_SEQ: 13,
+  GRANTED_SEQ: 7,
 } as const;
-export const LOCK_WORDS = 16;
+/** Bytes of a lock record, behind its words. */
+export const LOCK_BYTE = {
+  QUEUE: 32,
+  /** Mode held; NL in the wait queue. */
+  GRANTED: 33,
+  /** Mode wanted; that of GRANTED in the granted queue. */
+  MODE: 34,
+  /** MXFS_LKF_NOQUEUE while a request of that kind waits for the end of a rebuild. */
+  FLAGS: 35,
+  /** Bit mask: the modes it may still be held as after all BASTs sent since its owner's last word. */
+  ALLOWED: 36,
+  /** u16 */
+  GENERATION: 38,
+} as const;
+export const LOCK_WORDS = 10;
 
-/** Queue of a record that is in none: in the free list. */
-export const QUEUE_FREE = -1;
+/** LOCK_BYTE.QUEUE of a record that is in none. */
+export const QUEUE_FREE = 0xff;
 
-/** Most threads that may attach (bits of THREADS_DEAD; also told apart in the lock words). */
-export const THREAD_COUNT_MAX = 30;
+/** Words of a value record (lock value block); its free list hangs in word 0. */
+export const VALUE = {
+  /** MXFS_LVB_LEN bytes. */
+  BYTES: 0,
+  /** u64: rises with every value written. */
+  SEQ: 8,
+  /** VALUE_STATE */
+  STATE: 10,
+} as const;
+export const VALUE_WORDS = 12;
+
+export const VALUE_STATE = {
+  VALID: 0,
+  /** Somebody who might have changed it is gone. */
+  INVALID: 1,
+  /** While rebuilding: told only by locks that keep no writer out; invalid unless a stronger one tells it. */
+  WEAK: 2,
+} as const;
+
+export const RECORD_WORDS: readonly number[] = [RES_WORDS, LOCK_WORDS, VALUE_WORDS];
 
 export interface TableCapacity {
   readonly resourceCountMax: number;
   readonly lockCountMax: number;
+  /** Bytes of memory at most, when that is less than the counts allow. */
+  readonly memoryBytesMax?: number;
 }
 
-export interface TableLayout extends TableCapacity {
+export interface TableLayout {
+  readonly resourceCountMax: number;
+  readonly lockCountMax: number;
   readonly bucketCount: number;
   readonly stripeCount: number;
   readonly bucketsAt: number;
-  readonly resourcesAt: number;
-  readonly locksAt: number;
-  /** Words of the whole table. */
-  readonly words: number;
+  readonly segmentsAt: number;
+  readonly segmentWords: number;
+  /** Free records that a thread fetches at once. */
+  readonly batchCount: number;
 }
 
 const STRIPE_COUNT_MAX = 256;
-/** Both arenas together stay below 2 GiB. */
+const BUCKET_COUNT_MAX = 1 << 20;
+/** 8 Mi of each stay below 1 GiB: byte offsets fit 31 bits. */
 const COUNT_MAX = 1 << 23;
+const BATCH_COUNT_MAX = 32;
+export const PAGE_WORDS = 16_384;
+const SEGMENT_PAGES_MAX = 8;
 
 /** @throws RangeError when a capacity is out of range. */
 export function tableLayout({ resourceCountMax, lockCountMax }: TableCapacity): TableLayout {
@@ -192,13 +262,36 @@ export function tableLayout({ resourceCountMax, lockCountMax }: TableCapacity): 
       throw new RangeError(`lock table: ${name} count ${count}: expected 1 to ${COUNT_MAX}`);
     }
   }
-  const bucketCount = 2 ** Math.ceil(Math.log2(Math.max(2, resourceCountMax)));
+  const bucketCount = Math.min(BUCKET_COUNT_MAX, 2 ** Math.ceil(Math.log2(Math.max(2, resourceCountMax))));
   const stripeCount = Math.min(STRIPE_COUNT_MAX, bucketCount);
   const bucketsAt = STRIPES_AT + stripeCount * STRIPE_WORDS;
-  const resourcesAt = bucketsAt + bucketCount;
-  const locksAt = resourcesAt + (resourceCountMax + 1) * RES_WORDS;
-  const words = locksAt + (lockCountMax + 1) * LOCK_WORDS;
-  return { resourceCountMax, lockCountMax, bucketCount, stripeCount, bucketsAt, resourcesAt, locksAt, words };
+  const segmentsAt = bucketsAt + bucketCount;
+  const pages = Math.ceil((resourceCountMax * RES_WORDS) / PAGE_WORDS);
+  const segmentWords = Math.min(SEGMENT_PAGES_MAX, pages) * PAGE_WORDS;
+  const batchCount = Math.max(
+    1,
+    Math.min(BATCH_COUNT_MAX, Math.floor(Math.min(resourceCountMax, lockCountMax) / 64)),
+  );
+  return {
+    resourceCountMax,
+    lockCountMax,
+    bucketCount,
+    stripeCount,
+    bucketsAt,
+    segmentsAt,
+    segmentWords,
+    batchCount,
+  };
+}
+
+/** Words that all records together can come to, full segments of each kind. */
+export function tableWordsMax(layout: TableLayout): number {
+  const { segmentWords, segmentsAt, resourceCountMax, lockCountMax } = layout;
+  const counts = [resourceCountMax, lockCountMax, resourceCountMax];
+  return counts.reduce((words, count, kind) => {
+    const perSegment = Math.floor(segmentWords / (RECORD_WORDS[kind] as number));
+    return words + Math.ceil(count / perSegment) * segmentWords;
+  }, segmentsAt);
 }
 
 if (new Uint8Array(Uint32Array.of(1).buffer)[0] !== 1) {

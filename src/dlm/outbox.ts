@@ -9,7 +9,7 @@
  * owner; it names that grant (seq), and the owner keeps it until the grant has come (docs/interfaces.md 7).
  */
 import { MXFS_LOCK_ENTRY_SIZE, WireType } from "../wire/abi.js";
-import { lockClientAt } from "../wire/lock_entry.js";
+import { isValueAt, lockClientAt } from "../wire/lock_entry.js";
 import { LockTableError } from "./table.js";
 
 export const OUTCOME = {
@@ -118,7 +118,8 @@ export class Outbox {
 
   /**
    * Hands everything out and empties the outbox: for each node, in order of its first entry, runs of one type and
-   * client in the order they were appended, at most `runMax` entries each. `onOutcomes` must not append here.
+   * client in the order they were appended, at most `runMax` entries each (a value counts as one, and stays with
+   * its entry). `onOutcomes` must not append here.
    */
   drain(runMax: number, onOutcomes: OnOutcomes): void {
     const total = this.#count;
@@ -147,6 +148,10 @@ export class Outbox {
           const index = indices[to] as number;
           if (this.type(index) !== type || this.client(index) !== client) break;
           to++;
+        }
+        const next = indices[to];
+        if (next !== undefined && isValueAt(this.#bytes, next * MXFS_LOCK_ENTRY_SIZE)) {
+          to += to - from > 1 ? -1 : 1;
         }
         onOutcomes(node, type, this.#gather(indices, from, to), client);
         from = to;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /**
- * The lock table: resources with their three queues of locks, in one SharedArrayBuffer that every thread of the
+ * The lock table: resources with their three queues of locks, in one shared memory that every thread of the
  * daemon works on itself. This file knows memory and mutual exclusion; what may be granted is engine.ts's.
  *
  * Protocol: a thread takes the stripe lock of a resource's bucket, works, gives it back. The stripe lock is a
@@ -8,32 +8,48 @@
  * a little, then sleeps. A wait that goes on for STALL_MS, or for a thread that is known to be dead, is an error
  * that names the owner: the table behind it may be half changed, so the daemon must end. The same goes for an
  * operation that throws half-way: the table is marked broken and refuses everything.
+ *
+ * The table grows by segments, up to the capacity it was made with. When the system refuses memory, or the capacity
+ * is reached, `reserve*` fails: the request is denied with ENOLCK and counted (`full`, `memoryRefused`), `refusal`
+ * says why, for the log; nothing else is harmed, and room that is given back is used again.
  * Known weakness: no fairness among threads; a stopped thread (debugger, SIGSTOP) looks dead after STALL_MS.
  */
 import { MXFS_MODE_COUNT } from "../wire/abi.js";
 import {
+  ARENA,
+  ARENA_WORDS,
   COUNTER,
-  COUNTERS_AT,
   type CounterName,
   CTL,
+  KIND,
+  type Kind,
   LOCK,
-  LOCK_WORDS,
+  LOCK_BYTE,
+  PAGE_WORDS,
   QUEUE,
   QUEUE_FREE,
   type Queue,
+  RECORD_WORDS,
   RES,
-  RES_WORDS,
+  RES_LOCK_COUNT_MAX,
   STRIPE_WORDS,
   STRIPES_AT,
   TABLE_MAGIC,
+  TABLE_STATE,
   TABLE_VERSION,
   type TableCapacity,
   type TableLayout,
   THREAD_COUNT_MAX,
+  THREAD_WORDS,
+  THREADS_AT,
   tableLayout,
+  tableWordsMax,
+  USED_AT,
+  VALUE,
 } from "./layout.js";
+import { createSharedMemory, type SharedMemory } from "./memory.js";
 import { COMPATIBLE } from "./modes.js";
-import { KEY_WORDS } from "./resource.js";
+import { KEY_WORDS, ResourceHasher } from "./resource.js";
 
 export type LockTableErrorCode =
   /** Not a lock table, or one of another version. */
@@ -70,39 +86,58 @@ export class LockTable {
   readonly #layout: TableLayout;
   /** Number of this thread, from 1. */
   readonly thread: number;
+  /** The whole table. Below a bucket only under its stripe lock; longer ones replace it as the table grows. */
+  words: Int32Array<SharedArrayBuffer>;
+  #halves: Uint16Array<SharedArrayBuffer>;
+  #bytes: Uint8Array<SharedArrayBuffer>;
+  /** Word of this thread's block. */
+  readonly #block: number;
+  /** Free records that this thread keeps, by KIND; void when the age has changed. */
+  readonly #kept: readonly Int32Array[];
+  readonly #keptCount = [0, 0, 0];
+  #age: number;
+  /** Why the last reservation failed, until somebody has logged it. */
+  refusal: string | null = null;
 
   private constructor(
-    readonly buffer: SharedArrayBuffer,
-    /** The whole table. Below a bucket only under its stripe lock. */
-    readonly words: Int32Array<SharedArrayBuffer>,
+    readonly memory: SharedMemory,
     layout: TableLayout,
   ) {
     this.#layout = layout;
-    this.thread = Atomics.add(words, CTL.THREAD_COUNT, 1) + 1;
+    this.words = new Int32Array(memory.buffer);
+    this.#halves = new Uint16Array(memory.buffer);
+    this.#bytes = new Uint8Array(memory.buffer);
+    this.thread = Atomics.add(this.words, CTL.THREAD_COUNT, 1) + 1;
     if (this.thread > THREAD_COUNT_MAX) {
       throw new LockTableError("TABLE_LIMIT", `lock table: at most ${THREAD_COUNT_MAX} threads may attach`);
     }
+    this.#block = THREADS_AT + this.thread * THREAD_WORDS;
+    this.#kept = RECORD_WORDS.map(() => new Int32Array(2 * layout.batchCount));
+    this.#age = this.words[CTL.AGE] as number;
   }
 
   /** Makes an empty table; the calling thread is attached to it. @throws RangeError */
   static create(capacity: TableCapacity): LockTable {
     const layout = tableLayout(capacity);
-    const buffer = new SharedArrayBuffer(layout.words * 4);
-    const words = new Int32Array(buffer);
+    const pagesMax = Math.ceil(tableWordsMax(layout) / PAGE_WORDS) + 1;
+    const pages = Math.ceil(layout.segmentsAt / PAGE_WORDS);
+    const allowed = Math.floor((capacity.memoryBytesMax ?? Number.POSITIVE_INFINITY) / (4 * PAGE_WORDS));
+    const memory = createSharedMemory(pages, Math.max(pages, Math.min(pagesMax, allowed)));
+    const words = new Int32Array(memory.buffer);
     words[CTL.MAGIC] = TABLE_MAGIC;
     words[CTL.VERSION] = TABLE_VERSION;
     words[CTL.RESOURCE_COUNT_MAX] = layout.resourceCountMax;
     words[CTL.LOCK_COUNT_MAX] = layout.lockCountMax;
     words[CTL.BUCKET_COUNT] = layout.bucketCount;
     words[CTL.STRIPE_COUNT] = layout.stripeCount;
-    words[CTL.RESOURCE_FRESH] = 1;
-    words[CTL.LOCK_FRESH] = 1;
-    return new LockTable(buffer, words, layout);
+    words[CTL.SEGMENT_WORDS] = layout.segmentWords;
+    words[CTL.LENGTH] = words.length;
+    return new LockTable(memory, layout);
   }
 
   /** Attaches the calling thread. Once per thread. @throws LockTableError TABLE_FOREIGN, TABLE_LIMIT */
-  static attach(buffer: SharedArrayBuffer): LockTable {
-    const words = new Int32Array(buffer);
+  static attach(memory: SharedMemory): LockTable {
+    const words = new Int32Array(memory.buffer);
     if (words[CTL.MAGIC] !== TABLE_MAGIC || words[CTL.VERSION] !== TABLE_VERSION) {
       throw new LockTableError("TABLE_FOREIGN", "lock table: this shared memory holds none of this version");
     }
@@ -110,20 +145,30 @@ export class LockTable {
       resourceCountMax: words[CTL.RESOURCE_COUNT_MAX] as number,
       lockCountMax: words[CTL.LOCK_COUNT_MAX] as number,
     });
-    return new LockTable(buffer, words, layout);
+    return new LockTable(memory, layout);
   }
 
   get stripeCount(): number {
     return this.#layout.stripeCount;
   }
+  get bucketCount(): number {
+    return this.#layout.bucketCount;
+  }
   get capacity(): TableCapacity {
     return this.#layout;
   }
   get resourcesUsed(): number {
-    return Atomics.load(this.words, CTL.RESOURCE_USED);
+    return this.#sum(USED_AT + KIND.RESOURCE);
   }
   get locksUsed(): number {
-    return Atomics.load(this.words, CTL.LOCK_USED);
+    return this.#sum(USED_AT + KIND.LOCK);
+  }
+  get valuesUsed(): number {
+    return this.#sum(USED_AT + KIND.VALUE);
+  }
+  /** Bytes of shared memory, free records included. */
+  get memoryBytes(): number {
+    return Atomics.load(this.words, CTL.LENGTH) * 4;
   }
 
   /** Says that a thread will never come back: whoever waits for a lock it holds fails at once. */
@@ -137,15 +182,23 @@ export class LockTable {
   // ---- counters ---------------------------------------------------------------------------------------------
 
   count(counter: number, by = 1): void {
-    Atomics.add(this.words, COUNTERS_AT + counter, by);
+    const at = this.#block + counter;
+    this.words[at] = (this.words[at] as number) + by;
+  }
+
+  /** A thread block's word, added up over all threads. */
+  #sum(word: number): number {
+    const words = this.words;
+    let sum = 0;
+    for (let thread = 1; thread <= THREAD_COUNT_MAX; thread++) {
+      sum = (sum + Atomics.load(words, THREADS_AT + thread * THREAD_WORDS + word)) | 0;
+    }
+    return sum;
   }
 
   /** All counters, by name (unsigned, wrapping at 2^32). */
   counters(): Record<CounterName, number> {
-    const entries = Object.entries(COUNTER).map(([name, index]) => [
-      name,
-      Atomics.load(this.words, COUNTERS_AT + index) >>> 0,
-    ]);
+    const entries = Object.entries(COUNTER).map(([name, index]) => [name, this.#sum(index) >>> 0]);
     return Object.fromEntries(entries) as Record<CounterName, number>;
   }
 
@@ -206,6 +259,15 @@ export class LockTable {
         "lock table: a thread failed half-way through a change (see the first error); the daemon must end",
       );
     }
+    if (this.words[CTL.LENGTH] !== this.words.length) this.#look();
+  }
+
+  /** Takes views of the present length. */
+  #look(): void {
+    const { buffer } = this.memory;
+    this.words = new Int32Array(buffer);
+    this.#halves = new Uint16Array(buffer);
+    this.#bytes = new Uint8Array(buffer);
   }
 
   #acquireSlowly(at: number, what: string): void {
@@ -262,115 +324,150 @@ export class LockTable {
     return this.#layout.bucketsAt + bucket;
   }
 
-  /** Word index of a resource's record. */
-  resourceAt(index: number): number {
-    return this.#layout.resourcesAt + index * RES_WORDS;
-  }
-
-  /** Word index of a lock's record. */
-  lockAt(index: number): number {
-    return this.#layout.locksAt + index * LOCK_WORDS;
-  }
-
   /** The resource with this key (key[0..8)), or 0. */
-  findResource(bucket: number, hash: number, key: Int32Array): number {
+  findResource(bucket: number, key: Int32Array): number {
     const words = this.words;
     let index = words[this.bucketAt(bucket)] as number;
     for (let steps = 0; index !== 0; steps++) {
       if (steps > this.#layout.resourceCountMax) throw corrupt(`bucket ${bucket} is a circle`);
-      const at = this.resourceAt(index);
-      if (words[at + RES.HASH] === (hash | 0)) {
+      // The inode number first: there keys differ.
+      if (words[index + RES.KEY + 2] === key[2]) {
         let word = 0;
-        while (word < KEY_WORDS && words[at + RES.KEY + word] === key[word]) word++;
+        while (word < KEY_WORDS && words[index + RES.KEY + word] === key[word]) word++;
         if (word === KEY_WORDS) return index;
       }
-      index = words[at + RES.NEXT] as number;
+      index = words[index + RES.NEXT] as number;
     }
     return 0;
   }
 
-  /** A new, empty resource in its bucket, or 0 when the arena is full. */
-  addResource(bucket: number, hash: number, key: Int32Array): number {
+  /** A new, empty resource in its bucket; `reserve(KIND.RESOURCE)` must have said yes. */
+  addResource(bucket: number, key: Int32Array): number {
     const words = this.words;
-    const index = this.#take(
-      CTL.RESOURCE_FREE,
-      CTL.RESOURCE_FRESH,
-      CTL.RESOURCE_USED,
-      this.#layout.resourceCountMax,
-    );
-    if (index === 0) return 0;
-    const at = this.resourceAt(index);
-    words[at + RES.HASH] = hash | 0;
-    for (let word = 0; word < KEY_WORDS; word++) words[at + RES.KEY + word] = key[word] as number;
-    words.fill(0, at + RES.QUEUES, at + RES.GENERATION);
-    words[at + RES.LOCK_COUNT] = 0;
+    const index = this.#take(KIND.RESOURCE);
+    for (let word = 0; word < KEY_WORDS; word++) words[index + RES.KEY + word] = key[word] as number;
+    for (let word: number = RES.QUEUES; word < RES.META; word++) words[index + word] = 0;
+    this.#halves[2 * (index + RES.META)] = 0;
     const head = this.bucketAt(bucket);
-    words[at + RES.NEXT] = words[head] as number;
+    words[index + RES.NEXT] = words[head] as number;
     words[head] = index;
     return index;
   }
 
-  /** Takes an empty resource out of its bucket and frees it. */
+  /** Takes an empty resource out of its bucket and frees it and its value. */
   removeResource(bucket: number, index: number): void {
     const words = this.words;
-    const at = this.resourceAt(index);
-    if (words[at + RES.LOCK_COUNT] !== 0) throw corrupt(`resource ${index} still has locks`);
+    if (this.lockCount(index) !== 0) throw corrupt(`resource ${index} still has locks`);
     let link = this.bucketAt(bucket);
     for (let steps = 0; words[link] !== index; steps++) {
       if (words[link] === 0 || steps > this.#layout.resourceCountMax) {
         throw corrupt(`resource ${index} is not in bucket ${bucket}`);
       }
-      link = this.resourceAt(words[link] as number) + RES.NEXT;
+      link = (words[link] as number) + RES.NEXT;
     }
-    words[link] = words[at + RES.NEXT] as number;
-    this.#give(CTL.RESOURCE_FREE, CTL.RESOURCE_USED, at + RES.NEXT, at + RES.GENERATION, index);
+    words[link] = words[index + RES.NEXT] as number;
+    const value = words[index + RES.VALUE] as number;
+    if (value !== 0) this.#give(KIND.VALUE, value);
+    const generation = 2 * (index + RES.META) + 1;
+    this.#halves[generation] = (this.#halves[generation] as number) + 1;
+    this.#give(KIND.RESOURCE, index);
+  }
+
+  /** How many locks a resource has, in all queues. */
+  lockCount(resource: number): number {
+    return this.#halves[2 * (resource + RES.META)] as number;
+  }
+
+  /** The resource's value record, made if need be; 0 when there is no room. */
+  valueOf(resource: number): number {
+    const known = this.words[resource + RES.VALUE] as number;
+    if (known !== 0 || !this.reserve(KIND.VALUE)) return known;
+    const value = this.#take(KIND.VALUE);
+    this.words.fill(0, value, value + VALUE.STATE + 1);
+    this.words[resource + RES.VALUE] = value;
+    return value;
   }
 
   // ---- locks (under the stripe lock of their resource) ------------------------------------------------------
 
-  /** A new lock of the resource, in no queue yet, or 0 when the arena is full. */
+  /** A new lock of the resource, in no queue yet; `reserve(KIND.LOCK)` must have said yes. 0: it has too many. */
   addLock(resource: number, node: number, idLow: number, idHigh: number): number {
+    if (this.lockCount(resource) >= RES_LOCK_COUNT_MAX) {
+      this.refusal = `a resource has ${RES_LOCK_COUNT_MAX} locks`;
+      return 0;
+    }
     const words = this.words;
-    const index = this.#take(CTL.LOCK_FREE, CTL.LOCK_FRESH, CTL.LOCK_USED, this.#layout.lockCountMax);
-    if (index === 0) return 0;
-    const at = this.lockAt(index);
-    words[at + LOCK.RESOURCE] = resource;
-    words[at + LOCK.NODE] = node | 0;
-    words[at + LOCK.ID_LOW] = idLow | 0;
-    words[at + LOCK.ID_HIGH] = idHigh | 0;
-    words[at + LOCK.QUEUE] = QUEUE_FREE;
-    const resourceAt = this.resourceAt(resource);
-    words[resourceAt + RES.LOCK_COUNT] = (words[resourceAt + RES.LOCK_COUNT] as number) + 1;
+    const index = this.#take(KIND.LOCK);
+    words[index + LOCK.RESOURCE] = resource;
+    words[index + LOCK.NODE] = node | 0;
+    words[index + LOCK.ID_LOW] = idLow | 0;
+    words[index + LOCK.ID_HIGH] = idHigh | 0;
+    this.#bytes[4 * index + LOCK_BYTE.QUEUE] = QUEUE_FREE;
+    this.#halves[2 * (resource + RES.META)] = this.lockCount(resource) + 1;
     return index;
   }
 
   /** Frees a lock that is in no queue. */
   removeLock(index: number): void {
-    const words = this.words;
-    const at = this.lockAt(index);
-    if (words[at + LOCK.QUEUE] !== QUEUE_FREE) throw corrupt(`lock ${index} is still queued`);
-    const resourceAt = this.resourceAt(words[at + LOCK.RESOURCE] as number);
-    words[resourceAt + RES.LOCK_COUNT] = (words[resourceAt + RES.LOCK_COUNT] as number) - 1;
-    this.#give(CTL.LOCK_FREE, CTL.LOCK_USED, at + LOCK.NEXT, at + LOCK.GENERATION, index);
+    if (this.queueOf(index) !== QUEUE_FREE) throw corrupt(`lock ${index} is still queued`);
+    const resource = this.words[index + LOCK.RESOURCE] as number;
+    this.#halves[2 * (resource + RES.META)] = this.lockCount(resource) - 1;
+    const generation = (4 * index + LOCK_BYTE.GENERATION) / 2;
+    this.#halves[generation] = (this.#halves[generation] as number) + 1;
+    this.#give(KIND.LOCK, index);
+  }
+
+  /** QUEUE, or QUEUE_FREE. */
+  queueOf(lock: number): number {
+    return this.#bytes[4 * lock + LOCK_BYTE.QUEUE] as number;
+  }
+  granted(lock: number): number {
+    return this.#bytes[4 * lock + LOCK_BYTE.GRANTED] as number;
+  }
+  mode(lock: number): number {
+    return this.#bytes[4 * lock + LOCK_BYTE.MODE] as number;
+  }
+  flags(lock: number): number {
+    return this.#bytes[4 * lock + LOCK_BYTE.FLAGS] as number;
+  }
+  allowed(lock: number): number {
+    return this.#bytes[4 * lock + LOCK_BYTE.ALLOWED] as number;
+  }
+  /** Only for a lock that is in no queue: the counts go by GRANTED and MODE. */
+  setModes(lock: number, granted: number, mode: number, flags: number): void {
+    const at = 4 * lock;
+    this.#bytes[at + LOCK_BYTE.GRANTED] = granted;
+    this.#bytes[at + LOCK_BYTE.MODE] = mode;
+    this.#bytes[at + LOCK_BYTE.FLAGS] = flags;
+  }
+  setAllowed(lock: number, mask: number): void {
+    this.#bytes[4 * lock + LOCK_BYTE.ALLOWED] = mask;
+  }
+
+  /** Another held mode for a lock that stays where it is: off and on again would cost a converting one its turn. */
+  setGranted(lock: number, granted: number): void {
+    const resource = this.words[lock + LOCK.RESOURCE] as number;
+    this.#addTo(2 * (resource + RES.HELD) + this.granted(lock), -1);
+    this.#addTo(2 * (resource + RES.HELD) + granted, 1);
+    this.#bytes[4 * lock + LOCK_BYTE.GRANTED] = granted;
+    if (this.queueOf(lock) === QUEUE.GRANTED) this.#bytes[4 * lock + LOCK_BYTE.MODE] = granted;
   }
 
   /** The lock of this owner on the resource, whatever its queue, or 0. */
   findLock(resource: number, node: number, idLow: number, idHigh: number): number {
     const words = this.words;
-    const queues = this.resourceAt(resource) + RES.QUEUES;
     for (let queue: number = QUEUE.GRANTED; queue <= QUEUE.WAIT; queue++) {
-      let index = words[queues + 2 * queue] as number;
+      let index = words[resource + RES.QUEUES + queue] as number;
       for (let steps = 0; index !== 0; steps++) {
-        if (steps > this.#layout.lockCountMax) throw corrupt(`a queue of resource ${resource} is a circle`);
-        const at = this.lockAt(index);
+        if (steps > RES_LOCK_COUNT_MAX) throw corrupt(`a queue of resource ${resource} is a circle`);
         if (
-          words[at + LOCK.ID_LOW] === (idLow | 0) &&
-          words[at + LOCK.ID_HIGH] === (idHigh | 0) &&
-          words[at + LOCK.NODE] === (node | 0)
+          words[index + LOCK.ID_LOW] === (idLow | 0) &&
+          words[index + LOCK.ID_HIGH] === (idHigh | 0) &&
+          words[index + LOCK.NODE] === (node | 0)
         ) {
           return index;
         }
-        index = words[at + LOCK.NEXT] as number;
+        index = words[index + LOCK.NEXT] as number;
       }
     }
     return 0;
@@ -378,77 +475,86 @@ export class LockTable {
 
   /** First lock of a queue, or 0. */
   first(resource: number, queue: Queue): number {
-    return this.words[this.resourceAt(resource) + RES.QUEUES + 2 * queue] as number;
+    return this.words[resource + RES.QUEUES + queue] as number;
   }
 
   /** The lock behind this one in its queue, or 0. */
   next(lock: number): number {
-    return this.words[this.lockAt(lock) + LOCK.NEXT] as number;
+    return this.words[lock + LOCK.NEXT] as number;
   }
 
   /**
    * Puts a lock that is in no queue at the end of one. GRANTED and MODE must be set: the resource's counts of held
-   * and wanted modes are kept here and in `dequeue`, and nowhere else.
+   * and wanted modes are kept here, in `dequeue` and in `setGranted`, and nowhere else.
    */
   enqueue(lock: number, queue: Queue): void {
     const words = this.words;
-    const at = this.lockAt(lock);
-    if (words[at + LOCK.QUEUE] !== QUEUE_FREE) throw corrupt(`lock ${lock} is queued already`);
-    const resourceAt = this.resourceAt(words[at + LOCK.RESOURCE] as number);
-    const head = resourceAt + RES.QUEUES + 2 * queue;
-    const tail = words[head + 1] as number;
-    words[at + LOCK.PREV] = tail;
-    words[at + LOCK.NEXT] = 0;
-    words[tail === 0 ? head : this.lockAt(tail) + LOCK.NEXT] = lock;
-    words[head + 1] = lock;
-    words[at + LOCK.QUEUE] = queue;
-    this.#tally(resourceAt, at, queue, 1);
+    if (this.queueOf(lock) !== QUEUE_FREE) throw corrupt(`lock ${lock} is queued already`);
+    const resource = words[lock + LOCK.RESOURCE] as number;
+    const headAt = resource + RES.QUEUES + queue;
+    const head = words[headAt] as number;
+    words[lock + LOCK.NEXT] = 0;
+    if (head === 0) {
+      words[headAt] = lock;
+      words[lock + LOCK.PREV] = lock;
+    } else {
+      const tail = words[head + LOCK.PREV] as number;
+      words[tail + LOCK.NEXT] = lock;
+      words[lock + LOCK.PREV] = tail;
+      words[head + LOCK.PREV] = lock;
+    }
+    this.#bytes[4 * lock + LOCK_BYTE.QUEUE] = queue;
+    this.#tally(resource, lock, queue, 1);
   }
 
   /** Takes a lock out of its queue. */
   dequeue(lock: number): void {
     const words = this.words;
-    const at = this.lockAt(lock);
-    const queue = words[at + LOCK.QUEUE] as number;
+    const queue = this.queueOf(lock);
     if (queue === QUEUE_FREE) throw corrupt(`lock ${lock} is in no queue`);
-    const resourceAt = this.resourceAt(words[at + LOCK.RESOURCE] as number);
-    const head = resourceAt + RES.QUEUES + 2 * queue;
-    const prev = words[at + LOCK.PREV] as number;
-    const next = words[at + LOCK.NEXT] as number;
-    words[prev === 0 ? head : this.lockAt(prev) + LOCK.NEXT] = next;
-    words[next === 0 ? head + 1 : this.lockAt(next) + LOCK.PREV] = prev;
-    words[at + LOCK.QUEUE] = QUEUE_FREE;
-    this.#tally(resourceAt, at, queue as Queue, -1);
+    const resource = words[lock + LOCK.RESOURCE] as number;
+    const headAt = resource + RES.QUEUES + queue;
+    const head = words[headAt] as number;
+    const prev = words[lock + LOCK.PREV] as number;
+    const next = words[lock + LOCK.NEXT] as number;
+    if (lock === head) words[headAt] = next;
+    else words[prev + LOCK.NEXT] = next;
+    if (next !== 0) words[next + LOCK.PREV] = prev;
+    else if (lock !== head) words[head + LOCK.PREV] = prev;
+    this.#bytes[4 * lock + LOCK_BYTE.QUEUE] = QUEUE_FREE;
+    this.#tally(resource, lock, queue as Queue, -1);
   }
 
-  #tally(resourceAt: number, lockAt: number, queue: Queue, by: 1 | -1): void {
-    const words = this.words;
-    if (queue !== QUEUE.WAIT)
-      this.#addTo(resourceAt + RES.HELD + (words[lockAt + LOCK.GRANTED] as number), by);
-    if (queue !== QUEUE.GRANTED)
-      this.#addTo(resourceAt + RES.WANTED + (words[lockAt + LOCK.MODE] as number), by);
+  #tally(resource: number, lock: number, queue: Queue, by: 1 | -1): void {
+    if (queue !== QUEUE.WAIT) this.#addTo(2 * (resource + RES.HELD) + this.granted(lock), by);
+    if (queue !== QUEUE.GRANTED) this.#addTo(2 * (resource + RES.WANTED) + this.mode(lock), by);
   }
 
-  #addTo(at: number, by: 1 | -1): void {
-    const value = (this.words[at] as number) + by;
-    if (value < 0) throw corrupt(`the count of modes in word ${at} falls below zero`);
-    this.words[at] = value;
+  #addTo(half: number, by: 1 | -1): void {
+    const value = (this.#halves[half] as number) + by;
+    if (value < 0 || value > RES_LOCK_COUNT_MAX)
+      throw corrupt(`the count of modes in half ${half} would be ${value}`);
+    this.#halves[half] = value;
   }
 
   /** Bit mask of the modes that locks of the resource want. */
   wantedModes(resource: number): number {
-    return this.#modes(this.resourceAt(resource) + RES.WANTED);
+    // Nobody waits, nearly always: three words tell.
+    const words = this.words;
+    const at = resource + RES.WANTED;
+    if (((words[at] as number) | (words[at + 1] as number) | (words[at + 2] as number)) === 0) return 0;
+    return this.#modes(2 * at);
   }
 
   /** Bit mask of the modes that locks of the resource hold, converting ones included. */
   heldModes(resource: number): number {
-    return this.#modes(this.resourceAt(resource) + RES.HELD);
+    return this.#modes(2 * (resource + RES.HELD));
   }
 
-  #modes(at: number): number {
+  #modes(half: number): number {
     let mask = 0;
     for (let mode = 0; mode < MXFS_MODE_COUNT; mode++) {
-      if ((this.words[at + mode] as number) > 0) mask |= 1 << mode;
+      if ((this.#halves[half + mode] as number) > 0) mask |= 1 << mode;
     }
     return mask;
   }
@@ -458,47 +564,149 @@ export class LockTable {
    * (a conversion), or 0.
    */
   fits(resource: number, mode: number, lock: number): boolean {
-    const held = this.resourceAt(resource) + RES.HELD;
-    const own = lock === 0 ? -1 : (this.words[this.lockAt(lock) + LOCK.GRANTED] as number);
+    const held = 2 * (resource + RES.HELD);
+    const own = lock === 0 ? -1 : this.granted(lock);
     const compatible = COMPATIBLE[mode] as number;
     for (let other = 0; other < MXFS_MODE_COUNT; other++) {
       if ((compatible & (1 << other)) !== 0) continue;
-      if ((this.words[held + other] as number) > (other === own ? 1 : 0)) return false;
+      if ((this.#halves[held + other] as number) > (other === own ? 1 : 0)) return false;
     }
     return true;
   }
 
   // ---- arenas -----------------------------------------------------------------------------------------------
 
-  #take(free: number, fresh: number, used: number, countMax: number): number {
-    const words = this.words;
+  /**
+   * Sees to it that the next record of this kind can be had. May grow the table: take `words` again afterwards.
+   * @returns whether there is room; if not, `refusal` says why.
+   */
+  reserve(kind: Kind): boolean {
+    if (this.#age !== this.words[CTL.AGE]) this.#forgetKept();
+    return (this.#keptCount[kind] as number) > 0 || this.#fetch(kind);
+  }
+
+  #take(kind: Kind): number {
+    const count = this.#keptCount[kind] as number;
+    if (count === 0) throw corrupt(`no record of kind ${kind} was reserved`);
+    this.#keptCount[kind] = count - 1;
+    this.count(USED_AT + kind);
+    return (this.#kept[kind] as Int32Array)[count - 1] as number;
+  }
+
+  #give(kind: Kind, record: number): void {
+    if (this.#age !== this.words[CTL.AGE]) this.#forgetKept();
+    const kept = this.#kept[kind] as Int32Array;
+    if (this.#keptCount[kind] === kept.length) this.#giveBack(kind);
+    kept[this.#keptCount[kind] as number] = record;
+    this.#keptCount[kind] = (this.#keptCount[kind] as number) + 1;
+    this.count(USED_AT + kind, -1);
+  }
+
+  #forgetKept(): void {
+    this.#keptCount.fill(0);
+    this.#age = this.words[CTL.AGE] as number;
+  }
+
+  /** Gets a batch of free records from all threads' pool, or cuts new ones. */
+  #fetch(kind: Kind): boolean {
+    const { resourceCountMax, lockCountMax, batchCount } = this.#layout;
+    const arena = CTL.ARENAS + kind * ARENA_WORDS;
+    const countMax = kind === KIND.LOCK ? lockCountMax : resourceCountMax;
+    const size = RECORD_WORDS[kind] as number;
+    const kept = this.#kept[kind] as Int32Array;
     this.#acquire(CTL.ALLOCATOR_LOCK, "allocator");
     try {
-      let index = words[free] as number;
-      if (index !== 0) {
-        const at =
-          free === CTL.LOCK_FREE ? this.lockAt(index) + LOCK.NEXT : this.resourceAt(index) + RES.NEXT;
-        words[free] = words[at] as number;
-      } else {
-        index = words[fresh] as number;
-        if (index > countMax) return 0;
-        words[fresh] = index + 1;
+      let count = 0;
+      while (count < batchCount && (this.words[arena + ARENA.OUT] as number) < countMax) {
+        const words = this.words;
+        let record = words[arena + ARENA.FREE] as number;
+        if (record !== 0) {
+          words[arena + ARENA.FREE] = words[record] as number;
+        } else {
+          if ((words[arena + ARENA.FRESH] as number) + size > (words[arena + ARENA.FRESH_END] as number)) {
+            if (!this.#addSegment(arena)) break;
+          }
+          record = this.words[arena + ARENA.FRESH] as number;
+          this.words[arena + ARENA.FRESH] = record + size;
+        }
+        this.words[arena + ARENA.OUT] = (this.words[arena + ARENA.OUT] as number) + 1;
+        kept[count++] = record;
       }
-      words[used] = (words[used] as number) + 1;
-      return index;
+      this.#keptCount[kind] = count;
+      if (count === 0 && this.words[arena + ARENA.OUT] === countMax) {
+        this.refusal = `the lock table is full: ${countMax} ${kind === KIND.LOCK ? "locks" : "resources"}`;
+      }
+      return count > 0;
     } finally {
       this.#release(CTL.ALLOCATOR_LOCK);
     }
   }
 
-  #give(free: number, used: number, nextAt: number, generationAt: number, index: number): void {
-    const words = this.words;
+  /** The next segment is this kind's; memory is asked for when all are used. Under the allocator's lock. */
+  #addSegment(arena: number): boolean {
+    const { segmentWords, segmentsAt } = this.#layout;
+    const segment = this.words[CTL.SEGMENT_NEXT] as number;
+    if (segment === this.words[CTL.SEGMENT_COUNT]) {
+      const end = segmentsAt + (segment + 1) * segmentWords;
+      const pages = Math.ceil((end - this.words.length) / PAGE_WORDS);
+      try {
+        this.memory.grow(pages);
+      } catch (error) {
+        this.count(COUNTER.memoryRefused);
+        this.refusal = `no memory for more than ${this.words.length * 4} bytes of locks: ${String(error)}`;
+        return false;
+      }
+      this.#look();
+      this.words[CTL.SEGMENT_COUNT] = segment + 1;
+      this.count(COUNTER.segments);
+      Atomics.store(this.words, CTL.LENGTH, this.words.length);
+    }
+    this.words[CTL.SEGMENT_NEXT] = segment + 1;
+    this.words[arena + ARENA.FRESH] = segmentsAt + segment * segmentWords;
+    this.words[arena + ARENA.FRESH_END] = segmentsAt + (segment + 1) * segmentWords;
+    return true;
+  }
+
+  /** Half of what this thread keeps goes back to all. */
+  #giveBack(kind: Kind): void {
+    const arena = CTL.ARENAS + kind * ARENA_WORDS;
+    const kept = this.#kept[kind] as Int32Array;
     this.#acquire(CTL.ALLOCATOR_LOCK, "allocator");
     try {
-      words[generationAt] = ((words[generationAt] as number) + 1) | 0;
-      words[nextAt] = words[free] as number;
-      words[free] = index;
-      words[used] = (words[used] as number) - 1;
+      const words = this.words;
+      for (let count = this.#layout.batchCount; count > 0; count--) {
+        const last = (this.#keptCount[kind] as number) - 1;
+        const record = kept[last] as number;
+        this.#keptCount[kind] = last;
+        words[record] = words[arena + ARENA.FREE] as number;
+        words[arena + ARENA.FREE] = record;
+        words[arena + ARENA.OUT] = (words[arena + ARENA.OUT] as number) - 1;
+      }
+    } finally {
+      this.#release(CTL.ALLOCATOR_LOCK);
+    }
+  }
+
+  /**
+   * Forgets every record, at the cost of the buckets alone. Nobody may be inside a stripe, or enter one with more
+   * than a look at STATE, until the state is another: the caller has set CHANGING and passed every stripe lock.
+   */
+  forgetAll(): void {
+    if (Atomics.load(this.words, CTL.STATE) !== TABLE_STATE.CHANGING) {
+      throw corrupt("it may be forgotten in state CHANGING only");
+    }
+    const { bucketsAt, bucketCount } = this.#layout;
+    this.#acquire(CTL.ALLOCATOR_LOCK, "allocator");
+    try {
+      const words = this.words;
+      words.fill(0, bucketsAt, bucketsAt + bucketCount);
+      words.fill(0, CTL.ARENAS, CTL.ARENAS + RECORD_WORDS.length * ARENA_WORDS);
+      words[CTL.SEGMENT_NEXT] = 0;
+      for (let thread = 1; thread <= THREAD_COUNT_MAX; thread++) {
+        const used = THREADS_AT + thread * THREAD_WORDS + USED_AT;
+        words.fill(0, used, used + RECORD_WORDS.length);
+      }
+      Atomics.add(words, CTL.AGE, 1);
     } finally {
       this.#release(CTL.ALLOCATOR_LOCK);
     }
@@ -506,16 +714,25 @@ export class LockTable {
 
   // ---- walking ----------------------------------------------------------------------------------------------
 
-  /** Calls `visit` for every resource of a stripe (whose lock is held); it may remove that resource. */
+  /**
+   * Calls `visit` for every resource of a stripe (whose lock is held); it may remove that resource. Nothing is
+   * shown while the table is being forgotten.
+   */
   forEachResource(stripe: number, visit: (resource: number, bucket: number) => void): void {
     for (let bucket = stripe; bucket < this.#layout.bucketCount; bucket += this.#layout.stripeCount) {
-      let index = this.words[this.bucketAt(bucket)] as number;
-      for (let steps = 0; index !== 0; steps++) {
-        if (steps > this.#layout.resourceCountMax) throw corrupt(`bucket ${bucket} is a circle`);
-        const next = this.words[this.resourceAt(index) + RES.NEXT] as number;
-        visit(index, bucket);
-        index = next;
-      }
+      this.forEachInBucket(bucket, visit);
+    }
+  }
+
+  /** As `forEachResource`, for one bucket. */
+  forEachInBucket(bucket: number, visit: (resource: number, bucket: number) => void): void {
+    let index = this.words[this.bucketAt(bucket)] as number;
+    if (index === 0 || Atomics.load(this.words, CTL.STATE) === TABLE_STATE.CHANGING) return;
+    for (let steps = 0; index !== 0; steps++) {
+      if (steps > this.#layout.resourceCountMax) throw corrupt(`bucket ${bucket} is a circle`);
+      const next = this.words[index + RES.NEXT] as number;
+      visit(index, bucket);
+      index = next;
     }
   }
 
@@ -524,7 +741,7 @@ export class LockTable {
     for (const queue of [QUEUE.GRANTED, QUEUE.CONVERT, QUEUE.WAIT] as const) {
       let index = this.first(resource, queue);
       for (let steps = 0; index !== 0; steps++) {
-        if (steps > this.#layout.lockCountMax) throw corrupt(`a queue of resource ${resource} is a circle`);
+        if (steps > RES_LOCK_COUNT_MAX) throw corrupt(`a queue of resource ${resource} is a circle`);
         const next = this.next(index);
         visit(index, queue);
         index = next;
@@ -534,35 +751,35 @@ export class LockTable {
 
   /** Throws unless queues, links and counts of a stripe agree. For tests; the stripe's lock must be held. */
   checkStripe(stripe: number): void {
+    const hasher = new ResourceHasher();
     this.forEachResource(stripe, (resource, bucket) => {
-      const at = this.resourceAt(resource);
-      if (this.bucketOf((this.words[at + RES.HASH] as number) >>> 0) !== bucket) {
+      if (this.bucketOf(hasher.hash(this.words, resource + RES.KEY)) !== bucket) {
         throw corrupt(`resource ${resource} hangs in the wrong bucket ${bucket}`);
       }
       const held = new Array<number>(MXFS_MODE_COUNT).fill(0);
       const wanted = new Array<number>(MXFS_MODE_COUNT).fill(0);
       let count = 0;
       this.forEachLock(resource, (lock, queue) => {
-        const lockAt = this.lockAt(lock);
-        const granted = this.words[lockAt + LOCK.GRANTED] as number;
-        const mode = this.words[lockAt + LOCK.MODE] as number;
-        if (this.words[lockAt + LOCK.QUEUE] !== queue || this.words[lockAt + LOCK.RESOURCE] !== resource) {
+        if (this.queueOf(lock) !== queue || this.words[lock + LOCK.RESOURCE] !== resource) {
           throw corrupt(`lock ${lock} is not where it says`);
         }
-        if (queue !== QUEUE.WAIT) held[granted] = (held[granted] as number) + 1;
-        if (queue !== QUEUE.GRANTED) wanted[mode] = (wanted[mode] as number) + 1;
+        const after = this.next(lock);
+        const before = after === 0 ? this.first(resource, queue) : after;
+        if (this.words[before + LOCK.PREV] !== lock) throw corrupt(`the links around lock ${lock} disagree`);
+        if (queue !== QUEUE.WAIT) held[this.granted(lock)] = (held[this.granted(lock)] as number) + 1;
+        if (queue !== QUEUE.GRANTED) wanted[this.mode(lock)] = (wanted[this.mode(lock)] as number) + 1;
         count++;
       });
       for (let mode = 0; mode < MXFS_MODE_COUNT; mode++) {
         if (
-          this.words[at + RES.HELD + mode] !== held[mode] ||
-          this.words[at + RES.WANTED + mode] !== wanted[mode]
+          this.#halves[2 * (resource + RES.HELD) + mode] !== held[mode] ||
+          this.#halves[2 * (resource + RES.WANTED) + mode] !== wanted[mode]
         ) {
           throw corrupt(`resource ${resource} miscounts mode ${mode}`);
         }
       }
-      if (count === 0 || count !== this.words[at + RES.LOCK_COUNT]) {
-        throw corrupt(`resource ${resource} has ${count} locks, counts ${this.words[at + RES.LOCK_COUNT]}`);
+      if (count === 0 || count !== this.lockCount(resource)) {
+        throw corrupt(`resource ${resource} has ${count} locks, counts ${this.lockCount(resource)}`);
       }
     });
   }

@@ -4,7 +4,11 @@
 // they are reclaimed from at a view change.
 //
 //   request ──► waiting ──grant──► held ──unlock / client gone──► released
-//                  └──deny, time out (cancel)──► refused          held ──BAST──► the client is told, and decides
+//                  ├──deny, time out (cancel)──► refused          held ──BAST──► the client is told, and decides
+//                  └──a while──► the deadlock detector looks, and again; a circle's youngest is refused EDEADLK
+//
+// A lock on a named (USER) resource comes with the resource's value; who gives up PW or EX may write it. A client
+// that is gone without a word, holding PW or EX, leaves it invalid.
 //
 // While the lock service is frozen by a view change, new requests and releases wait here for `resumed`; what was
 // sent before the change is told again as a reclaim.
@@ -13,20 +17,30 @@
 //
 // Known weakness: the locks die with the daemon; clients see their connection close and exit with "lost".
 
-import { COMMAND, type Command } from "../dlm/engine.js";
+import { type DeadlockDetector, describeCircle, type Wait, type WaitingClient } from "../dlm/deadlock.js";
+import { COMMAND, type Command, ECANCELED } from "../dlm/engine.js";
 import { isDownConversion } from "../dlm/modes.js";
 import {
   MXFS_LKF_CANCEL,
   MXFS_LKF_CONVERT,
+  MXFS_LKF_LOST,
   MXFS_LKF_NOQUEUE,
   MXFS_LKF_RECLAIM,
   MXFS_LKF_WAITING,
   MXFS_LOCK_CLIENT_CONTROL,
   MXFS_LOCK_CLIENT_SHIFT,
+  MXFS_LVB_LEN,
   MXFS_MODE_NL,
+  MXFS_MODE_PW,
   WireType,
 } from "../wire/abi.js";
-import { decodeLockEntries, type LockEntry } from "../wire/lock_entry.js";
+import {
+  decodeValuedEntries,
+  type EntryValue,
+  type LockEntry,
+  type ValuedEntry,
+} from "../wire/lock_entry.js";
+import type { ProbeWait } from "../wire/probe.js";
 import type { WireTypeNumber } from "../workers/protocol.js";
 import { type ControlClient, ControlError, type JsonObject } from "./control.js";
 import { formatResource, NameError, parseResource, type ResourceName } from "./resource_name.js";
@@ -34,6 +48,9 @@ import { formatResource, NameError, parseResource, type ResourceName } from "./r
 export const LOCKS_MAX = 65_536;
 export const LOCKS_PER_CLIENT_MAX = 4_096;
 const ENTRIES_MAX = 1 << 20;
+/** How long a wait lasts before somebody asks whether it is a deadlock, and how often then. */
+const DEADLOCK_FIRST_MS = 300;
+const DEADLOCK_AGAIN_MS = 2000;
 
 const ERRNO_NAME: Readonly<Record<number, string>> = {
   5: "EIO",
@@ -50,6 +67,17 @@ interface Waiter {
   readonly resolve: (mode: number) => void;
   readonly reject: (error: Error) => void;
   readonly timer: NodeJS.Timeout | null;
+  /** Asks the detector; null once the wait was given up. */
+  look: NodeJS.Timeout | null;
+  readonly sinceMs: number;
+}
+
+/** A lock as its client sees it. */
+export interface Granted {
+  readonly id: bigint;
+  readonly mode: number;
+  /** null: not a named resource. */
+  readonly value: EntryValue | null;
 }
 
 interface ClientLock {
@@ -63,6 +91,10 @@ interface ClientLock {
   noqueue: boolean;
   waiter: Waiter | null;
   timedOut: boolean;
+  /** The circle that this wait was denied for. */
+  circle: readonly ProbeWait[] | null;
+  /** The resource's value as far as this lock knows it. */
+  value: EntryValue | null;
   /** The client is gone: release as soon as nothing is outstanding. */
   condemned: boolean;
 }
@@ -72,8 +104,11 @@ export interface ClientLocksTargets {
   readonly volume: bigint;
   epoch(): bigint;
   /** To the lock engine of the main thread. */
-  submit(command: Command, entries: readonly LockEntry[]): void;
+  submit(command: Command, entries: readonly ValuedEntry[]): void;
+  detector(): DeadlockDetector | null;
 }
+
+const plain = (entry: LockEntry): ValuedEntry => ({ entry, value: null });
 
 export class ClientLocks {
   readonly #targets: ClientLocksTargets;
@@ -90,7 +125,7 @@ export class ClientLocks {
   }
 
   /**
-   * Takes a lock for a client; resolves with its id and mode.
+   * Takes a lock for a client; resolves when it is granted.
    * @throws ControlError EAGAIN (noqueue), ETIMEDOUT, EDEADLK, ENOLCK, EINVAL, ECANCELED (the client is gone).
    */
   async lock(
@@ -99,7 +134,7 @@ export class ClientLocks {
     mode: number,
     noqueue: boolean,
     timeoutMs: number | null,
-  ): Promise<{ id: bigint; mode: number }> {
+  ): Promise<Granted> {
     const resource = this.#resource(name);
     const mine = Array.from(this.#locks.values()).filter((lock) => lock.client === client).length;
     if (this.#locks.size >= LOCKS_MAX || mine >= LOCKS_PER_CLIENT_MAX) {
@@ -119,41 +154,75 @@ export class ClientLocks {
       noqueue,
       waiter: null,
       timedOut: false,
+      circle: null,
+      value: null,
       condemned: false,
     };
     this.#locks.set(lock.id, lock);
-    const granted = await this.#wait(lock, COMMAND.REQUEST, timeoutMs);
-    return { id: lock.id, mode: granted };
+    const granted = await this.#wait(lock, COMMAND.REQUEST, timeoutMs, null);
+    return { id: lock.id, mode: granted, value: lock.value };
   }
 
-  /** Converts a lock that the client holds. @throws ControlError as `lock`; the old mode stays then. */
+  /**
+   * Converts a lock that the client holds. @param value written as PW or EX is given up; null: stays as it is.
+   * @throws ControlError as `lock`; the old mode stays then.
+   */
   async convert(
     client: ControlClient,
     id: bigint,
     mode: number,
     noqueue: boolean,
     timeoutMs: number | null,
-  ): Promise<number> {
-    const lock = this.#locks.get(id);
-    if (lock === undefined || lock.client !== client) {
-      throw new ControlError("EINVAL", `lock ${id} is not this client's`);
-    }
+    value: Uint8Array | null,
+  ): Promise<Granted> {
+    const lock = this.#own(client, id);
     if (lock.waiter !== null) {
       throw new ControlError("EBUSY", `a request on lock ${id} is outstanding`);
+    }
+    const written = this.#newValue(lock, value);
+    if (written !== null && !isDownConversion(lock.granted, mode)) {
+      throw new ControlError("EINVAL", `${lock.name}: a value is written when PW or EX is given up`);
     }
     lock.want = mode;
     lock.seq++;
     lock.noqueue = noqueue;
-    return await this.#wait(lock, COMMAND.CONVERT, timeoutMs);
+    const granted = await this.#wait(lock, COMMAND.CONVERT, timeoutMs, written);
+    return { id, mode: granted, value: lock.value };
   }
 
-  /** Releases one lock of a client. */
-  unlock(client: ControlClient, id: bigint): void {
+  /** Releases one lock of a client. @param value as for `convert` */
+  unlock(client: ControlClient, id: bigint, value: Uint8Array | null): void {
+    const lock = this.#own(client, id);
+    this.#release(lock, this.#newValue(lock, value), false);
+  }
+
+  /** The value that a client's lock knows. */
+  value(client: ControlClient, id: bigint): Granted {
+    const lock = this.#own(client, id);
+    return { id, mode: lock.granted, value: lock.value };
+  }
+
+  #own(client: ControlClient, id: bigint): ClientLock {
     const lock = this.#locks.get(id);
-    if (lock === undefined || lock.client !== client) {
+    if (lock === undefined || lock.client !== client || lock.condemned) {
       throw new ControlError("EINVAL", `lock ${id} is not this client's`);
     }
-    this.#release(lock);
+    return lock;
+  }
+
+  #newValue(lock: ClientLock, value: Uint8Array | null): EntryValue | null {
+    if (value === null) {
+      return null;
+    }
+    if (lock.granted < MXFS_MODE_PW || lock.value === null || value.length > MXFS_LVB_LEN) {
+      throw new ControlError(
+        "EINVAL",
+        `${lock.name}: a value is at most ${MXFS_LVB_LEN} bytes, of a named resource, written by who holds PW or EX`,
+      );
+    }
+    const bytes = new Uint8Array(MXFS_LVB_LEN);
+    bytes.set(value);
+    return { bytes, seq: lock.value.seq + 1n, valid: true };
   }
 
   /** Makes clients of this node let go of a resource; the oldest one, or all. Returns how many. */
@@ -162,7 +231,7 @@ export class ClientLocks {
     let count = 0;
     for (const lock of this.#locks.values()) {
       if (lock.waiter === null && !lock.condemned && formatResource(lock.resource) === wanted) {
-        this.#release(lock);
+        this.#release(lock, null, false);
         lock.client.event({ event: "released", lock: lock.id.toString() });
         count++;
         if (!all) {
@@ -173,15 +242,15 @@ export class ClientLocks {
     return count;
   }
 
-  /** The client's connection closed. */
+  /** The client's connection closed. What it still holds it has not let go itself. */
   clientGone(client: ControlClient): void {
     for (const lock of Array.from(this.#locks.values())) {
       if (lock.client === client) {
         if (lock.waiter !== null) {
           lock.condemned = true;
-          this.#cancel(lock);
+          this.#giveUp(lock);
         } else {
-          this.#release(lock);
+          this.#release(lock, null, true);
         }
       }
     }
@@ -189,7 +258,7 @@ export class ClientLocks {
 
   /** Grants, denials and BASTs from masters. */
   receive(type: WireTypeNumber, entries: Uint8Array): void {
-    for (const entry of decodeLockEntries(entries, ENTRIES_MAX)) {
+    for (const { entry, value } of decodeValuedEntries(entries, ENTRIES_MAX)) {
       const lock = this.#locks.get(entry.lockId);
       if (entry.epoch !== this.#targets.epoch()) {
         continue;
@@ -197,12 +266,13 @@ export class ClientLocks {
       if (lock === undefined) {
         if (type !== WireType.LOCK_DENY) {
           this.#state(() =>
-            this.#targets.submit(COMMAND.RELEASE, [{ ...entry, flags: 0, mode: MXFS_MODE_NL }]),
+            this.#targets.submit(COMMAND.RELEASE, [plain({ ...entry, flags: 0, mode: MXFS_MODE_NL })]),
           );
         }
       } else if (type === WireType.LOCK_BAST) {
         lock.client.event({ event: "bast", lock: lock.id.toString(), mode: entry.mode });
       } else if (entry.seq === lock.seq && lock.waiter !== null) {
+        lock.value = value ?? lock.value;
         this.#answered(lock, type === WireType.LOCK_GRANT, entry);
       }
     }
@@ -216,13 +286,16 @@ export class ClientLocks {
   /** Tells every lock to its new master. */
   reclaim(epoch: bigint): void {
     const entries = Array.from(this.#locks.values(), (lock) => ({
-      ...this.#entry(lock),
-      epoch,
-      flags:
-        (lock.granted !== MXFS_MODE_NL ? MXFS_LKF_RECLAIM : 0) |
-        (lock.waiter === null ? 0 : MXFS_LKF_WAITING) |
-        (lock.noqueue && lock.waiter !== null ? MXFS_LKF_NOQUEUE : 0),
-      mode: lock.waiter === null ? lock.granted : lock.want,
+      entry: {
+        ...this.#entry(lock),
+        epoch,
+        flags:
+          (lock.granted !== MXFS_MODE_NL ? MXFS_LKF_RECLAIM : 0) |
+          (lock.waiter === null ? 0 : MXFS_LKF_WAITING) |
+          (lock.noqueue && lock.waiter !== null ? MXFS_LKF_NOQUEUE : 0),
+        mode: lock.waiter === null ? lock.granted : lock.want,
+      },
+      value: lock.value,
     }));
     if (entries.length > 0) {
       this.#targets.submit(COMMAND.RECLAIM, entries);
@@ -234,6 +307,52 @@ export class ClientLocks {
     for (const action of this.#held.splice(0)) {
       action();
     }
+  }
+
+  /** The client that owns a lock of this node, and what it waits for; for the deadlock detector. */
+  clientOf(id: bigint): WaitingClient | null {
+    const lock = this.#locks.get(id);
+    if (lock === undefined || this.#frozen) {
+      return null;
+    }
+    const waits: Wait[] = [];
+    for (const other of this.#locks.values()) {
+      if (other.client === lock.client && other.waiter !== null && !this.#isOver(other)) {
+        waits.push(this.#waitOf(other, other.waiter));
+      }
+    }
+    return { client: lock.client.id, waits };
+  }
+
+  /** The detector: this wait stands in a circle, and is the youngest there. */
+  breakWait(id: bigint, seq: number, circle: readonly ProbeWait[]): void {
+    const lock = this.#locks.get(id);
+    if (lock !== undefined && lock.waiter !== null && lock.seq === seq && !this.#isOver(lock)) {
+      lock.circle = circle;
+      this.#giveUp(lock);
+    }
+  }
+
+  /** Its request is being withdrawn. */
+  #isOver(lock: ClientLock): boolean {
+    return lock.circle !== null || lock.timedOut || lock.condemned;
+  }
+
+  #waitOf(lock: ClientLock, waiter: Waiter): Wait {
+    return {
+      volume: this.#targets.volume,
+      ...lock.resource,
+      node: this.#targets.self,
+      lockId: lock.id,
+      seq: lock.seq,
+      sinceMs: waiter.sinceMs,
+      name: lock.name,
+    };
+  }
+
+  /** What its client calls the resource of a lock. */
+  nameOf(id: bigint): string | null {
+    return this.#locks.get(id)?.name ?? null;
   }
 
   list(): JsonObject[] {
@@ -269,29 +388,51 @@ export class ClientLocks {
     };
   }
 
-  #wait(lock: ClientLock, command: Command, timeoutMs: number | null): Promise<number> {
+  #wait(
+    lock: ClientLock,
+    command: Command,
+    timeoutMs: number | null,
+    written: EntryValue | null,
+  ): Promise<number> {
     return new Promise((resolve, reject) => {
       const timer =
         timeoutMs === null
           ? null
           : setTimeout(() => {
               lock.timedOut = true;
-              this.#cancel(lock);
+              this.#giveUp(lock);
             }, timeoutMs);
       lock.timedOut = false;
-      lock.waiter = { resolve, reject, timer };
+      lock.circle = null;
+      const waiter: Waiter = { resolve, reject, timer, look: null, sinceMs: Date.now() };
+      lock.waiter = waiter;
+      if (!lock.noqueue) {
+        waiter.look = setTimeout(() => this.#look(lock, waiter), DEADLOCK_FIRST_MS);
+      }
       const down = command === COMMAND.CONVERT && isDownConversion(lock.granted, lock.want);
       // While frozen the reclaim tells it, or (it came too late for that) `resumed`.
       this.#state(() => {
         if (lock.waiter !== null && this.#locks.get(lock.id) === lock) {
-          this.#targets.submit(command, [this.#entry(lock)]);
+          this.#targets.submit(command, [{ entry: this.#entry(lock), value: written }]);
           if (down) {
             // A conversion to a weaker mode is a statement: nobody answers it.
+            lock.value = written ?? lock.value;
             this.#answered(lock, true, this.#entry(lock));
           }
         }
       });
     });
+  }
+
+  /** Has waited a while: perhaps for itself? */
+  #look(lock: ClientLock, waiter: Waiter): void {
+    if (lock.waiter !== waiter || this.#isOver(lock)) {
+      return;
+    }
+    waiter.look = setTimeout(() => this.#look(lock, waiter), DEADLOCK_AGAIN_MS);
+    if (!this.#frozen) {
+      this.#targets.detector()?.start(this.#waitOf(lock, waiter));
+    }
   }
 
   /** Does something now, or after the view change. */
@@ -303,18 +444,21 @@ export class ClientLocks {
     }
   }
 
-  #cancel(lock: ClientLock): void {
+  /** Withdraws the outstanding request; its answer says how that went. */
+  #giveUp(lock: ClientLock): void {
     this.#state(() => {
       if (lock.waiter !== null) {
-        this.#targets.submit(COMMAND.RELEASE, [{ ...this.#entry(lock), flags: MXFS_LKF_CANCEL }]);
+        this.#targets.submit(COMMAND.RELEASE, [plain({ ...this.#entry(lock), flags: MXFS_LKF_CANCEL })]);
       }
     });
   }
 
-  #release(lock: ClientLock): void {
+  /** @param lost the client is gone without a word. */
+  #release(lock: ClientLock, written: EntryValue | null, lost: boolean): void {
     lock.condemned = true;
     this.#state(() => {
-      this.#targets.submit(COMMAND.RELEASE, [{ ...this.#entry(lock), mode: MXFS_MODE_NL, flags: 0 }]);
+      const entry = { ...this.#entry(lock), mode: MXFS_MODE_NL, flags: lost ? MXFS_LKF_LOST : 0 };
+      this.#targets.submit(COMMAND.RELEASE, [{ entry, value: written }]);
       this.#locks.delete(lock.id);
     });
   }
@@ -322,18 +466,18 @@ export class ClientLocks {
   #answered(lock: ClientLock, granted: boolean, entry: LockEntry): void {
     const waiter = lock.waiter;
     lock.waiter = null;
-    if (waiter?.timer) {
-      clearTimeout(waiter.timer);
-    }
+    clearTimeout(waiter?.timer ?? undefined);
+    clearTimeout(waiter?.look ?? undefined);
+    this.#targets.detector()?.forget({ lockId: lock.id, seq: entry.seq });
     if (granted) {
       const before = lock.granted;
       lock.granted = entry.mode;
       if (lock.condemned) {
-        this.#release(lock);
+        this.#release(lock, null, true);
         waiter?.reject(new ControlError("ECANCELED", "the client is gone"));
       } else if (lock.timedOut && before === MXFS_MODE_NL) {
         // Granted in the moment the time ran out: the client has been promised a time limit, not a lock.
-        this.#release(lock);
+        this.#release(lock, null, false);
         waiter?.reject(new ControlError("ETIMEDOUT", `${lock.name}: not granted in time`));
       } else {
         waiter?.resolve(entry.mode);
@@ -343,7 +487,12 @@ export class ClientLocks {
     if (lock.granted === MXFS_MODE_NL) {
       this.#locks.delete(lock.id);
     } else if (lock.condemned) {
-      this.#release(lock);
+      this.#release(lock, null, true);
+    }
+    if (lock.circle !== null && entry.status === ECANCELED) {
+      const story = `waiting would be a deadlock: ${describeCircle(lock.circle)}`;
+      waiter?.reject(new ControlError("EDEADLK", `${lock.name}: ${story}`));
+      return;
     }
     const errno = lock.timedOut ? "ETIMEDOUT" : (ERRNO_NAME[entry.status] ?? "EIO");
     const reason: Readonly<Record<string, string>> = {

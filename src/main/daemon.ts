@@ -18,14 +18,11 @@ import { fileURLToPath } from "node:url";
 import { MessageChannel, type MessagePort, Worker } from "node:worker_threads";
 import { bootTimeMs, createWakeFd, signalWakeFd } from "../../native/index.js";
 import type { ClusterConfig } from "../cluster/config.js";
+import { DeadlockDetector } from "../dlm/deadlock.js";
 import { type Command, LockEngine, type LockInfo } from "../dlm/engine.js";
-import {
-  MXFS_DISK_LOCK_RECORD_COUNT_DEFAULT,
-  MXFS_RES_USER,
-  type Role,
-  Role as RoleNumber,
-} from "../wire/abi.js";
-import { encodeLockEntries, type LockEntry } from "../wire/lock_entry.js";
+import { MXFS_DISK_LOCK_RECORD_COUNT_DEFAULT, type Role, Role as RoleNumber } from "../wire/abi.js";
+import { type EntryValue, encodeValuedEntries, type ValuedEntry } from "../wire/lock_entry.js";
+import { encodeProbe } from "../wire/probe.js";
 import { LockDispatch } from "../workers/dispatch.js";
 import { KernelLink } from "../workers/kernel_link.js";
 import { serviceVolume } from "../workers/lan_disk.js";
@@ -39,7 +36,7 @@ import {
   type ToPeer,
   type WorkerSetup,
 } from "../workers/protocol.js";
-import { ClientLocks } from "./client_locks.js";
+import { ClientLocks, type Granted } from "./client_locks.js";
 import { type Config, reloadable } from "./config.js";
 import {
   answers,
@@ -54,7 +51,7 @@ import { loadIdentity, type NodeIdentity, nextIncarnation } from "./identity.js"
 import { type Attached, attach } from "./kernel_attach.js";
 import { Log } from "./log.js";
 import { type DaemonOptions, readConfig } from "./options.js";
-import { formatResource, parseResource } from "./resource_name.js";
+import { formatResource, NameError, parseResource, type ResourceName } from "./resource_name.js";
 import { probeVolume, type Volume, VolumeRegistry } from "./volume.js";
 
 /** Capacity of the lock table; memory is used as it fills. */
@@ -111,6 +108,25 @@ function json(value: unknown): Json {
   );
 }
 
+function valueJson(value: EntryValue | null): Json {
+  return value === null
+    ? null
+    : { hex: Buffer.from(value.bytes).toString("hex"), valid: value.valid, seq: value.seq.toString() };
+}
+
+function grantedJson({ id, mode, value }: Granted): JsonObject {
+  return { lock: id.toString(), mode, value: valueJson(value) };
+}
+
+/** @throws ControlError EINVAL */
+function resourceOf(name: string): ResourceName {
+  try {
+    return parseResource(name);
+  } catch (error) {
+    throw error instanceof NameError ? new ControlError("EINVAL", error.message) : error;
+  }
+}
+
 class Daemon {
   readonly #options: DaemonOptions;
   #config: Config;
@@ -128,6 +144,7 @@ class Daemon {
   #control: ControlServer[] = [];
   #discovery: Discovery | null = null;
   #locks: ClientLocks | null = null;
+  #detector: DeadlockDetector | null = null;
   #engine: LockEngine | null = null;
   #link: KernelLink | null = null;
   #attached: Attached | null = null;
@@ -204,7 +221,7 @@ class Daemon {
       port,
       iface: nodeConfig.iface,
       kernel: this.#attached?.setup ?? null,
-      engine: engine.buffer,
+      engine: engine.memory,
       words: this.#words.buffer,
       heartbeatMs: timing.heartbeatMs,
       wakeFd: this.#wakeFd,
@@ -221,9 +238,26 @@ class Daemon {
         volume: volume.id,
         epoch: () => this.#words.nextEpoch,
         submit: (command, entries) => this.#submitControl(command, entries),
+        detector: () => this.#detector,
       },
       BigInt(Math.floor(bootTimeMs())) << 20n,
     );
+    const locks = this.#locks;
+    this.#detector = new DeadlockDetector({
+      self: identity.node,
+      masterOf: (wait) => engine.masterOf(wait),
+      blockersOf: (wait, countMax) => engine.blockersOf(wait, countMax),
+      clientOf: (lockId) => locks.clientOf(lockId),
+      send: (node, probe) =>
+        this.#toPeer({
+          kind: "frames",
+          frames: [{ node, type: probe.type, epoch: this.#words.epoch, body: encodeProbe(probe) }],
+        }),
+      break: (lockId, seq, circle) => {
+        this.#say("warn", "a client's request is denied: deadlock", { lock: lockId, waits: circle.length });
+        locks.breakWait(lockId, seq, circle);
+      },
+    });
     const discovery = new Discovery({
       volume: volume.id,
       self: identity.node,
@@ -364,7 +398,7 @@ class Daemon {
     this.#ports.get("peer")?.postMessage(message);
   }
 
-  #submitControl(command: Command, entries: readonly LockEntry[]): void {
+  #submitControl(command: Command, entries: readonly ValuedEntry[]): void {
     const engine = this.#engine;
     if (engine === null) {
       return;
@@ -377,7 +411,7 @@ class Daemon {
       toControl: (type, bytes) => queueMicrotask(() => this.#locks?.receive(type, bytes)),
       log: (level, text, fields) => this.#say(level, text, fields),
     });
-    this.#dispatch.submit(engine, command, encodeLockEntries(entries), engine.self);
+    this.#dispatch.submit(engine, command, encodeValuedEntries(entries), engine.self);
     this.#dispatch.end();
   }
   #dispatch: LockDispatch | null = null;
@@ -392,6 +426,9 @@ class Daemon {
         return;
       case "control-locks":
         this.#locks?.receive(message.type, message.entries);
+        return;
+      case "probe":
+        this.#detector?.receive(message.node, message.probe);
         return;
       case "reclaim":
         this.#locks?.reclaim(message.epoch);
@@ -515,16 +552,28 @@ class Daemon {
       }
       return BigInt(body.lock);
     };
+    const value = (): Uint8Array | null => {
+      if (body.value === undefined || body.value === null) {
+        return null;
+      }
+      if (typeof body.value !== "string" || !/^([0-9a-f]{2}){0,32}$/.test(body.value)) {
+        throw new ControlError("EINVAL", "value: expected up to 32 bytes, hexadecimal, as a string");
+      }
+      return Uint8Array.from(Buffer.from(body.value, "hex"));
+    };
     const resource = String(body.resource ?? "");
     switch (op) {
       case "lock": {
-        const got = await locks.lock(client, resource, mode(), body.noqueue === true, timeout());
-        return { lock: got.id.toString(), mode: got.mode };
+        return grantedJson(await locks.lock(client, resource, mode(), body.noqueue === true, timeout()));
       }
-      case "convert":
-        return { mode: await locks.convert(client, lockId(), mode(), body.noqueue === true, timeout()) };
+      case "convert": {
+        const noqueue = body.noqueue === true;
+        return grantedJson(await locks.convert(client, lockId(), mode(), noqueue, timeout(), value()));
+      }
+      case "value":
+        return grantedJson(locks.value(client, lockId()));
       case "release":
-        locks.unlock(client, lockId());
+        locks.unlock(client, lockId(), value());
         return {};
       case "unlock": {
         const count = locks.unlockByName(resource, body.all === true);
@@ -594,40 +643,34 @@ class Daemon {
 
   #dump(body: JsonObject): JsonObject {
     const engine = this.#engine;
-    if (engine === null) {
+    const volume = this.#volume;
+    if (engine === null || volume === null) {
       throw new ControlError("EAGAIN", "mxfsd is still starting");
     }
-    const after = typeof body.after === "number" ? body.after : 0;
-    const name = typeof body.resource === "string" ? parseResource(body.resource) : null;
-    const locks: Json[] = [];
-    let index = 0;
-    let next: number | null = null;
-    for (const lock of engine.dump(name === null ? {} : { ino: name.ino, type: name.type })) {
-      if (index++ < after) {
-        continue;
-      }
-      if (locks.length >= DUMP_PAGE) {
-        next = index - 1;
-        break;
-      }
-      locks.push(this.#row(lock));
-    }
-    return { locks, next };
+    const after =
+      typeof body.after === "number" && Number.isInteger(body.after) && body.after >= 0 ? body.after : 0;
+    const filter = {
+      ...(typeof body.resource === "string"
+        ? { resource: { volume: volume.id, ...resourceOf(body.resource) } }
+        : {}),
+      ...(body.contended === true ? { contended: true } : {}),
+    };
+    const page = engine.dumpPage(filter, after, DUMP_PAGE);
+    return { locks: page.locks.map((lock) => this.#row(lock)), next: page.next };
   }
 
   #row(lock: LockInfo): Json {
-    const known =
-      lock.type === MXFS_RES_USER
-        ? this.#locks?.list().find((row) => row.lock === lock.lockId.toString())
-        : undefined;
+    const known = lock.node === this.#identity?.node ? this.#locks?.nameOf(lock.lockId) : null;
     return {
-      resource: known === undefined ? formatResource(lock) : String(known.resource),
+      resource: known ?? formatResource(lock),
+      key: formatResource(lock),
       state: lock.queue,
       mode: lock.queue === "granted" ? lock.granted : lock.mode,
       granted: lock.granted,
       node: lock.node.toString(16),
       lock: lock.lockId.toString(),
       blocking: lock.blocking,
+      value: valueJson(lock.value),
     };
   }
 

@@ -3,12 +3,14 @@
 //
 // mxfs_lock: take cluster locks from the command line, and look at a volume's lock service.
 //
-//   mxfs_lock lock RESOURCE [MODE] [--noqueue] [--timeout S] [-- COMMAND...]
+//   mxfs_lock lock RESOURCE [MODE] [--noqueue] [--timeout S] [--value V] [--show-value] [-- COMMAND...]
 //   mxfs_lock unlock RESOURCE [--all]
-//   mxfs_lock status [--json]      mxfs_lock dump [--resource RESOURCE] [--json]
+//   mxfs_lock session              lock, convert, unlock, value: commands from standard input (lock_session.ts)
+//   mxfs_lock status [--json]      mxfs_lock dump [--resource RESOURCE] [--queues] [--contended] [--json]
 //
 // `lock` holds the lock until it is told to let go (`mxfs_lock unlock` on this node), is interrupted, or the
-// COMMAND given behind `--` ends. The lock belongs to this process: however it dies, the lock is released.
+// COMMAND given behind `--` ends. The lock belongs to this process: however it dies, the lock is released. A value
+// (text, or 0x and hexadecimal digits; at most 32 bytes) is written as EX or PW is let go in order.
 //
 // Exit status: 0 done · 1 not granted (busy with --noqueue, or the time ran out) · 2 wrong usage · 3 no daemon ·
 // 4 deadlock · 5 the lock was lost while held (daemon or cluster failure) · 6 refused for another reason ·
@@ -16,9 +18,11 @@
 
 import { spawn } from "node:child_process";
 import { constants } from "node:os";
+import { createInterface } from "node:readline";
 import yargs from "yargs";
 import { hideBin } from "yargs/helpers";
 import { ControlConnection, ControlError, type Json, type JsonObject } from "./control.js";
+import { formatValue, LockSession, parseValue } from "./lock_session.js";
 import { MODE_NAMES, NameError, parseMode, parseResource } from "./resource_name.js";
 
 const EXIT = { done: 0, notGranted: 1, usage: 2, noDaemon: 3, deadlock: 4, lost: 5, refused: 6 } as const;
@@ -64,12 +68,15 @@ interface LockArguments extends Common {
   readonly noqueue: boolean;
   readonly timeout: number | undefined;
   readonly quiet: boolean;
+  readonly value: string | undefined;
+  readonly showValue: boolean;
   readonly command: readonly string[];
 }
 
 async function lock(argv: LockArguments): Promise<number> {
   const mode = parseMode(argv.mode);
   parseResource(argv.resource);
+  const value = argv.value === undefined ? null : parseValue(argv.value);
   const connection = await ControlConnection.connect(socketOf(argv));
   let granted = false;
   const end = new Promise<number>((resolve) => {
@@ -105,17 +112,34 @@ async function lock(argv: LockArguments): Promise<number> {
     return first.status;
   }
   granted = true;
-  if (argv.command.length > 0) {
-    const status = await Promise.race([runCommand(argv.command), end]);
-    connection.close();
-    return status;
+  if (argv.showValue) {
+    process.stdout.write(`value ${formatValue(first.body.value)}\n`);
   }
-  if (!argv.quiet) {
+  if (argv.command.length === 0 && !argv.quiet) {
     process.stdout.write(`granted ${MODE_NAMES[Number(first.body.mode)] ?? "?"} ${argv.resource}\n`);
   }
-  const status = await end;
+  let told = false;
+  const over = end.then((status) => {
+    told = true;
+    return status;
+  });
+  const status = await (argv.command.length > 0 ? Promise.race([runCommand(argv.command), over]) : over);
+  if (!told || status === EXIT.done) {
+    await letGo(connection, String(first.body.lock), value);
+  }
   connection.close();
   return status;
+}
+
+/** Releases in order, so that nobody takes this process for one that died. A lock that is gone already is fine. */
+async function letGo(connection: ControlConnection, lock: string, value: string | null): Promise<void> {
+  try {
+    await connection.request("release", { lock, value });
+  } catch (error) {
+    if (value !== null || !(error instanceof ControlError)) {
+      throw error;
+    }
+  }
 }
 
 function runCommand(command: readonly string[]): Promise<number> {
@@ -183,22 +207,46 @@ async function status(argv: Common & { readonly json: boolean }): Promise<number
   return EXIT.done;
 }
 
-async function dump(
-  argv: Common & { readonly resource: string | undefined; readonly json: boolean },
-): Promise<number> {
+interface DumpArguments extends Common {
+  readonly resource: string | undefined;
+  readonly queues: boolean;
+  readonly contended: boolean;
+  readonly json: boolean;
+}
+
+/** The rows of one resource stand together in the daemon's answer: a head line for each, its queues below. */
+function printQueues(rows: readonly JsonObject[]): void {
+  let key = "";
+  for (const row of rows) {
+    if (text(row.key) !== key) {
+      key = text(row.key);
+      const value = row.value === null ? "" : ` value ${formatValue(row.value)}`;
+      process.stdout.write(`${text(row.resource)} (${key})${value}\n`);
+    }
+    const held = MODE_NAMES[Number(row.granted)] ?? "?";
+    const wanted = MODE_NAMES[Number(row.mode)] ?? "?";
+    const modes = row.state === "granted" ? held : row.state === "wait" ? wanted : `${held}->${wanted}`;
+    const asked = row.blocking === true ? " asked to give way" : "";
+    process.stdout.write(
+      `  ${text(row.state).padEnd(7)} ${modes} node ${text(row.node)} lock ${text(row.lock)}${asked}\n`,
+    );
+  }
+}
+
+async function dump(argv: DumpArguments): Promise<number> {
   const connection = await ControlConnection.connect(socketOf(argv));
   let after = 0;
   for (;;) {
-    const answer = await connection.request("dump", { resource: argv.resource ?? null, after });
-    const rows = Array.isArray(answer.locks) ? answer.locks : [];
-    for (const row of rows) {
-      if (argv.json || !isRecord(row)) {
-        process.stdout.write(`${JSON.stringify(row)}\n`);
-      } else {
-        process.stdout.write(
-          `${text(row.resource)} ${text(row.state)} ${MODE_NAMES[Number(row.mode)] ?? "?"} node ${text(row.node)} lock ${text(row.lock)}\n`,
-        );
-      }
+    const answer = await connection.request("dump", {
+      resource: argv.resource ?? null,
+      contended: argv.contended,
+      after,
+    });
+    const rows: readonly Json[] = Array.isArray(answer.locks) ? answer.locks : [];
+    if (argv.queues && !argv.json) {
+      printQueues(rows.filter(isRecord));
+    } else {
+      printRows(rows, argv.json);
     }
     if (typeof answer.next !== "number") {
       break;
@@ -207,6 +255,42 @@ async function dump(
   }
   connection.close();
   return EXIT.done;
+}
+
+function printRows(rows: readonly Json[], asJson: boolean): void {
+  for (const row of rows) {
+    if (asJson || !isRecord(row)) {
+      process.stdout.write(`${JSON.stringify(row)}\n`);
+    } else {
+      process.stdout.write(
+        `${text(row.resource)} ${text(row.state)} ${MODE_NAMES[Number(row.mode)] ?? "?"} node ${text(row.node)} lock ${text(row.lock)}\n`,
+      );
+    }
+  }
+}
+
+/** Commands from standard input, one after the other. */
+async function session(argv: Common): Promise<number> {
+  const connection = await ControlConnection.connect(socketOf(argv));
+  const run = new LockSession(connection, (line) => process.stdout.write(`${line}\n`));
+  const lines = createInterface({ input: process.stdin, terminal: false });
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
+    process.on(signal, () => lines.close());
+  }
+  run.onLost = () => lines.close();
+  let status: number = EXIT.done;
+  for await (const line of lines) {
+    const error = await run.execute(line);
+    if (error !== null) {
+      status = exitStatus(error);
+    }
+    if (run.over) {
+      break;
+    }
+  }
+  await run.end();
+  connection.close();
+  return run.lost ? EXIT.lost : status;
 }
 
 let result: Promise<number> = Promise.resolve(EXIT.usage);
@@ -232,14 +316,23 @@ await yargs(hideBin(process.argv))
         .positional("mode", { type: "string", default: "EX", describe: "NL CR CW PR PW EX, or 0 to 5" })
         .option("noqueue", { type: "boolean", default: false, alias: "n", describe: "do not wait" })
         .option("timeout", { type: "number", alias: "t", describe: "seconds to wait at most" })
-        .option("quiet", { type: "boolean", default: false, alias: "q" }),
+        .option("quiet", { type: "boolean", default: false, alias: "q" })
+        .option("value", { type: "string", describe: "write this value when EX or PW is let go" })
+        .option("show-value", { type: "boolean", default: false, describe: "print the resource's value" }),
     (argv) => {
       const rest: unknown = argv["--"];
       const command = Array.isArray(rest) ? rest.map(String) : [];
       result =
         argv.timeout !== undefined && !(argv.timeout >= 0 && argv.timeout <= 1e6)
           ? Promise.reject(new NameError("--timeout: expected seconds from 0 to 1000000"))
-          : lock({ ...argv, volume: argv.volume, timeout: argv.timeout, command });
+          : lock({
+              ...argv,
+              volume: argv.volume,
+              timeout: argv.timeout,
+              value: argv.value,
+              showValue: argv.showValue,
+              command,
+            });
     },
   )
   .command(
@@ -264,9 +357,26 @@ await yargs(hideBin(process.argv))
   .command(
     "dump",
     "the locks that this node is the master of",
-    (y) => y.option("resource", { type: "string" }).option("json", { type: "boolean", default: false }),
+    (y) =>
+      y
+        .option("resource", { type: "string" })
+        .option("queues", {
+          type: "boolean",
+          default: false,
+          describe: "by resource, with its queues and value",
+        })
+        .option("contended", { type: "boolean", default: false, describe: "only where somebody waits" })
+        .option("json", { type: "boolean", default: false }),
     (argv) => {
       result = dump({ ...argv, volume: argv.volume, resource: argv.resource });
+    },
+  )
+  .command(
+    "session",
+    "commands from standard input: lock, convert, unlock, value, list, quit (help says how)",
+    (y) => y,
+    (argv) => {
+      result = session({ socket: argv.socket, volume: argv.volume });
     },
   )
   .demandCommand(1, "name a command")

@@ -35,6 +35,9 @@ export const MXFS_LKF_CONVERT = 2;
 export const MXFS_LKF_CANCEL = 4;
 export const MXFS_LKF_WAITING = 8;
 export const MXFS_LKF_RECLAIM = 16;
+export const MXFS_LKF_VALUE = 32;
+export const MXFS_LKF_LOST = 64;
+export const MXFS_LKF_IS_VALUE = 128;
 
 export const MXFS_MODE_NL = 0;
 export const MXFS_MODE_CR = 1;
@@ -198,6 +201,9 @@ export const MXFS_MSG_TAKEN_OVER = 62;
 export const MXFS_MSG_LEASE_RENEW = 63;
 export const MXFS_MSG_LEASE_ACK = 64;
 export const MXFS_MSG_RESYNC = 65;
+export const MXFS_MSG_DEADLOCK_ASK = 80;
+export const MXFS_MSG_DEADLOCK_CHASE = 81;
+export const MXFS_MSG_DEADLOCK_BREAK = 82;
 
 /** enum mxfs_wire_type */
 export const WireType = {
@@ -233,6 +239,9 @@ export const WireType = {
   LEASE_RENEW: 63,
   LEASE_ACK: 64,
   RESYNC: 65,
+  DEADLOCK_ASK: 80,
+  DEADLOCK_CHASE: 81,
+  DEADLOCK_BREAK: 82,
 } as const;
 export type WireType = (typeof WireType)[keyof typeof WireType];
 export const WireTypeName: Readonly<Record<number, keyof typeof WireType | undefined>> = {
@@ -268,6 +277,9 @@ export const WireTypeName: Readonly<Record<number, keyof typeof WireType | undef
   63: "LEASE_RENEW",
   64: "LEASE_ACK",
   65: "RESYNC",
+  80: "DEADLOCK_ASK",
+  81: "DEADLOCK_CHASE",
+  82: "DEADLOCK_BREAK",
 };
 
 // ---- netlink.h

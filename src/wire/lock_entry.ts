@@ -6,17 +6,22 @@
  * Protocol: bodies are arrays of entries. `checkLockEntries` looks at every field once, where bytes come in;
  * behind it the hot path reads fields in place (LOCK_ENTRY's offsets, a DataView), and only status commands
  * and tests use the object form.
+ * Between daemons an entry of a control client may have a value (struct mxfs_lock_value) of 64 bytes behind it.
  * Known weakness: 64-bit fields in the object form are bigint, about ten times slower than the bytes.
  */
 import {
   LockModeName,
   MXFS_LKF_CANCEL,
   MXFS_LKF_CONVERT,
+  MXFS_LKF_IS_VALUE,
+  MXFS_LKF_LOST,
   MXFS_LKF_NOQUEUE,
   MXFS_LKF_RECLAIM,
+  MXFS_LKF_VALUE,
   MXFS_LKF_WAITING,
   MXFS_LOCK_CLIENT_SHIFT,
   MXFS_LOCK_ENTRY_SIZE,
+  MXFS_LVB_LEN,
   MXFS_MODE_COUNT,
   ResourceTypeName,
 } from "./abi.js";
@@ -39,7 +44,9 @@ export const LOCK_ENTRY = {
   status: 60,
 } as const;
 
-const FLAGS_ALL = MXFS_LKF_NOQUEUE | MXFS_LKF_CONVERT | MXFS_LKF_CANCEL | MXFS_LKF_WAITING | MXFS_LKF_RECLAIM;
+const FLAGS_KERNEL =
+  MXFS_LKF_NOQUEUE | MXFS_LKF_CONVERT | MXFS_LKF_CANCEL | MXFS_LKF_WAITING | MXFS_LKF_RECLAIM;
+const FLAGS_PEERS = FLAGS_KERNEL | MXFS_LKF_VALUE | MXFS_LKF_LOST;
 
 /** Largest errno (Linux MAX_ERRNO). */
 const ERRNO_MAX = 4095;
@@ -70,11 +77,34 @@ export interface LockEntry extends Resource {
   readonly status: number;
 }
 
+/** struct mxfs_lock_value, without what it repeats of its entry. */
+export interface EntryValue {
+  /** MXFS_LVB_LEN bytes. */
+  readonly bytes: Uint8Array;
+  readonly seq: bigint;
+  readonly valid: boolean;
+}
+
+/** Byte offsets of struct mxfs_lock_value; lock id, seq, flags and node lie as in an entry. */
+export const LOCK_VALUE = { value: 0, valueSeq: 40, state: 52, reserved: 53, reserved2: 60 } as const;
+
+/** Bytes from this entry to the next: 64, or 128 with a value behind it. */
+export function entrySize(bytes: Uint8Array, at: number): number {
+  const flags = bytes[at + LOCK_ENTRY.flags] as number;
+  return (flags & MXFS_LKF_VALUE) !== 0 ? 2 * MXFS_LOCK_ENTRY_SIZE : MXFS_LOCK_ENTRY_SIZE;
+}
+
+/** Whether the 64 bytes at `at` are a value, and belong to the entry before. */
+export function isValueAt(bytes: Uint8Array, at: number): boolean {
+  return ((bytes[at + LOCK_ENTRY.flags] as number) & MXFS_LKF_IS_VALUE) !== 0;
+}
+
 /**
- * Checks a body of entries: whole ones, at least one, every field in its range.
- * @returns how many. @throws WireError WIRE_LENGTH, WIRE_FIELD.
+ * Checks a body of entries: whole ones, at least one, every field in its range, every value behind its entry.
+ * @param values whether values are allowed: between daemons, not from the kernel.
+ * @returns how many times 64 bytes. @throws WireError WIRE_LENGTH, WIRE_FIELD.
  */
-export function checkLockEntries(bytes: Uint8Array, countMax: number): number {
+export function checkLockEntries(bytes: Uint8Array, countMax: number, values = false): number {
   const count = bytes.length / MXFS_LOCK_ENTRY_SIZE;
   if (!Number.isInteger(count) || count < 1 || count > countMax) {
     throw new WireError(
@@ -83,6 +113,7 @@ export function checkLockEntries(bytes: Uint8Array, countMax: number): number {
     );
   }
   const view = viewOf(bytes);
+  const known = values ? FLAGS_PEERS : FLAGS_KERNEL;
   for (let at = 0; at < bytes.length; at += MXFS_LOCK_ENTRY_SIZE) {
     const type = view.getUint32(at + LOCK_ENTRY.type, true);
     const mode = view.getUint8(at + LOCK_ENTRY.mode);
@@ -93,7 +124,7 @@ export function checkLockEntries(bytes: Uint8Array, countMax: number): number {
       ResourceTypeName[type] === undefined ||
       mode >= MXFS_MODE_COUNT ||
       granted >= MXFS_MODE_COUNT ||
-      (flags & ~FLAGS_ALL) !== 0 ||
+      (flags & ~known) !== 0 ||
       status > ERRNO_MAX
     ) {
       throw new WireError(
@@ -102,8 +133,61 @@ export function checkLockEntries(bytes: Uint8Array, countMax: number): number {
           `0x${flags.toString(16)}, status ${status}: one of them is not known to this version`,
       );
     }
+    if ((flags & MXFS_LKF_VALUE) !== 0) {
+      checkValue(view, at, bytes.length);
+      at += MXFS_LOCK_ENTRY_SIZE;
+    }
   }
   return count;
+}
+
+/** The value that the entry at `at` announces. */
+function checkValue(view: DataView, at: number, end: number): void {
+  const value = at + MXFS_LOCK_ENTRY_SIZE;
+  const whole = value + MXFS_LOCK_ENTRY_SIZE <= end;
+  const repeats = (field: number): boolean =>
+    view.getUint32(at + field, true) === view.getUint32(value + field, true);
+  if (
+    !whole ||
+    view.getUint16(value + LOCK_ENTRY.flags, true) !== MXFS_LKF_IS_VALUE ||
+    !repeats(LOCK_ENTRY.lockId) ||
+    !repeats(LOCK_ENTRY.lockId + 4) ||
+    !repeats(LOCK_ENTRY.seq) ||
+    !repeats(LOCK_ENTRY.node) ||
+    view.getUint8(value + LOCK_VALUE.state) > 1 ||
+    view.getUint8(value + LOCK_VALUE.reserved) !== 0 ||
+    view.getUint32(value + LOCK_VALUE.reserved2, true) !== 0
+  ) {
+    throw new WireError(
+      "WIRE_FIELD",
+      `lock entry ${at / MXFS_LOCK_ENTRY_SIZE}: its value is expected right behind it, with the same lock id, seq and node`,
+    );
+  }
+}
+
+/** Writes the value of `entry` (which must have MXFS_LKF_VALUE) behind it, at `at`. */
+export function encodeEntryValue(entry: LockEntry, value: EntryValue, into: Uint8Array, at: number): void {
+  if (value.bytes.length !== MXFS_LVB_LEN) {
+    throw new RangeError(`lock value: expected ${MXFS_LVB_LEN} bytes, found ${value.bytes.length}`);
+  }
+  const view = viewOf(into);
+  into.fill(0, at, at + MXFS_LOCK_ENTRY_SIZE);
+  into.set(value.bytes, at + LOCK_VALUE.value);
+  view.setBigUint64(at + LOCK_ENTRY.lockId, assertU64(entry.lockId, "lock id"), true);
+  view.setBigUint64(at + LOCK_VALUE.valueSeq, assertU64(value.seq, "value seq"), true);
+  view.setUint32(at + LOCK_ENTRY.seq, entry.seq, true);
+  view.setUint8(at + LOCK_VALUE.state, value.valid ? 0 : 1);
+  view.setUint16(at + LOCK_ENTRY.flags, MXFS_LKF_IS_VALUE, true);
+  view.setUint32(at + LOCK_ENTRY.node, entry.node, true);
+}
+
+export function decodeEntryValue(bytes: Uint8Array, at: number): EntryValue {
+  const view = viewOf(bytes);
+  return {
+    bytes: bytes.slice(at + LOCK_VALUE.value, at + LOCK_VALUE.value + MXFS_LVB_LEN),
+    seq: view.getBigUint64(at + LOCK_VALUE.valueSeq, true),
+    valid: view.getUint8(at + LOCK_VALUE.state) === 0,
+  };
 }
 
 /** Writes one entry at `at`. @throws RangeError when a field does not fit. */
@@ -157,16 +241,44 @@ export function decodeLockEntry(bytes: Uint8Array, at: number): LockEntry {
   };
 }
 
-/** Entries as one body. */
-export function encodeLockEntries(entries: readonly LockEntry[]): Uint8Array<ArrayBuffer> {
-  const bytes = new Uint8Array(entries.length * MXFS_LOCK_ENTRY_SIZE);
-  entries.forEach((entry, index) => {
-    encodeLockEntry(entry, bytes, index * MXFS_LOCK_ENTRY_SIZE);
-  });
+/** An entry and what comes with it. */
+export interface ValuedEntry {
+  readonly entry: LockEntry;
+  readonly value: EntryValue | null;
+}
+
+/** Entries as one body; one with a value gets MXFS_LKF_VALUE. */
+export function encodeValuedEntries(entries: readonly ValuedEntry[]): Uint8Array<ArrayBuffer> {
+  const slots = entries.reduce((sum, { value }) => sum + (value === null ? 1 : 2), 0);
+  const bytes = new Uint8Array(slots * MXFS_LOCK_ENTRY_SIZE);
+  let at = 0;
+  for (const { entry, value } of entries) {
+    encodeLockEntry(value === null ? entry : { ...entry, flags: entry.flags | MXFS_LKF_VALUE }, bytes, at);
+    if (value !== null) encodeEntryValue(entry, value, bytes, at + MXFS_LOCK_ENTRY_SIZE);
+    at += value === null ? MXFS_LOCK_ENTRY_SIZE : 2 * MXFS_LOCK_ENTRY_SIZE;
+  }
   return bytes;
 }
 
-/** Checks and reads a body of entries. @throws WireError */
+/** Entries as one body, without values. */
+export function encodeLockEntries(entries: readonly LockEntry[]): Uint8Array<ArrayBuffer> {
+  return encodeValuedEntries(entries.map((entry) => ({ entry, value: null })));
+}
+
+/** Checks and reads a body of entries with values. @throws WireError */
+export function decodeValuedEntries(bytes: Uint8Array, countMax: number): ValuedEntry[] {
+  checkLockEntries(bytes, countMax, true);
+  const entries: ValuedEntry[] = [];
+  for (let at = 0; at < bytes.length; at += entrySize(bytes, at)) {
+    const entry = decodeLockEntry(bytes, at);
+    const value =
+      (entry.flags & MXFS_LKF_VALUE) !== 0 ? decodeEntryValue(bytes, at + MXFS_LOCK_ENTRY_SIZE) : null;
+    entries.push({ entry, value });
+  }
+  return entries;
+}
+
+/** Checks and reads a body of entries without values. @throws WireError */
 export function decodeLockEntries(bytes: Uint8Array, countMax: number): LockEntry[] {
   const count = checkLockEntries(bytes, countMax);
   return Array.from({ length: count }, (_, index) => decodeLockEntry(bytes, index * MXFS_LOCK_ENTRY_SIZE));

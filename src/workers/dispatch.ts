@@ -10,7 +10,7 @@ import type { LockEngine } from "../dlm/engine.js";
 import { type Command, RESULT } from "../dlm/engine.js";
 import { Outbox, type Outcome } from "../dlm/outbox.js";
 import { MXFS_LOCK_CLIENT_KERNEL, MXFS_LOCK_ENTRY_SIZE, MXFS_NL_LOCKS_MAX, WireType } from "../wire/abi.js";
-import { decodeLockEntry, describeLockEntry, lockClientAt } from "../wire/lock_entry.js";
+import { decodeLockEntry, describeLockEntry, entrySize, lockClientAt } from "../wire/lock_entry.js";
 import type { KernelLink } from "./kernel_link.js";
 import type { LogFields, LogLevel, NodeWords, OutFrame, WireTypeNumber } from "./protocol.js";
 
@@ -46,7 +46,7 @@ export class LockDispatch {
 
   /** Gives lock messages of node `from` to the engine; `end` sends what comes of it. */
   submit(engine: LockEngine, command: Command, entries: Uint8Array, from: number): void {
-    for (let at = 0; at < entries.length; at += MXFS_LOCK_ENTRY_SIZE) {
+    for (let at = 0; at < entries.length; at += entrySize(entries, at)) {
       const result = engine.submit(command, entries, at, from, this.outbox);
       if (result === RESULT.REJECTED || result === RESULT.CONFLICT) {
         this.#targets.log(
@@ -59,7 +59,22 @@ export class LockDispatch {
         );
       }
     }
+    this.#logRefusal(engine);
   }
+
+  /** The table had no room: said once, and again when it has happened twice as often. */
+  #logRefusal(engine: LockEngine): void {
+    const { refusal } = engine.table;
+    if (refusal === null) {
+      return;
+    }
+    engine.table.refusal = null;
+    this.#refusals++;
+    if (Number.isInteger(Math.log2(this.#refusals))) {
+      this.#targets.log("error", `locks are refused with ENOLCK: ${refusal}`, { times: this.#refusals });
+    }
+  }
+  #refusals = 0;
 
   /** Sends everything that the engine said since the last call. */
   end(): void {

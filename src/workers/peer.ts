@@ -22,6 +22,7 @@ import {
   encodeClusterMessage,
   isClusterType,
 } from "../wire/messages.js";
+import { decodeProbe } from "../wire/probe.js";
 import { LockDispatch } from "./dispatch.js";
 import { KernelLink } from "./kernel_link.js";
 import { PeerNetwork } from "./peer_net.js";
@@ -78,7 +79,7 @@ function takeFrame(node: number, frame: Frame): void {
     case WireType.LOCK_CONVERT:
     case WireType.LOCK_RELEASE:
     case WireType.LOCK_RECLAIM:
-      checkLockEntries(frame.body, ENTRIES_MAX);
+      checkLockEntries(frame.body, ENTRIES_MAX, true);
       checkOwner(frame.body, node);
       dispatch.submit(engine, frame.type, frame.body, node);
       dispatch.end();
@@ -86,9 +87,17 @@ function takeFrame(node: number, frame: Frame): void {
     case WireType.LOCK_GRANT:
     case WireType.LOCK_DENY:
     case WireType.LOCK_BAST:
-      checkLockEntries(frame.body, ENTRIES_MAX);
+      checkLockEntries(frame.body, ENTRIES_MAX, true);
       checkOwner(frame.body, setup.self);
       dispatch.deliver(frame.type, frame.body);
+      return;
+    case WireType.DEADLOCK_ASK:
+    case WireType.DEADLOCK_CHASE:
+    case WireType.DEADLOCK_BREAK:
+      // Of another epoch: every wait is told anew, and asked about anew.
+      if (frame.epoch === words.epoch) {
+        shell.toMain({ kind: "probe", node, probe: decodeProbe(frame.type, frame.body) });
+      }
       return;
     case WireType.FSOP_REQUEST:
     case WireType.FSOP_REPLY: {

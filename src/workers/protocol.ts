@@ -15,8 +15,10 @@ import type { ClusterConfig } from "../cluster/config.js";
 import type { Discovered, HeartbeatContents, HeartbeatFailure } from "../cluster/ports.js";
 import type { LockstateLocation } from "../disk/lockstate.js";
 import type { HeartbeatRecord } from "../disk/record.js";
+import type { SharedMemory } from "../dlm/memory.js";
 import type { WireType } from "../wire/abi.js";
 import type { ClusterMessage } from "../wire/messages.js";
+import type { Probe } from "../wire/probe.js";
 
 export type LogLevel = "error" | "warn" | "info" | "debug";
 export type LogFields = Readonly<Record<string, string | number | bigint | boolean | null>>;
@@ -52,7 +54,7 @@ export interface WorkerSetup {
   readonly iface: string | null;
   readonly kernel: KernelSetup | null;
   /** The lock table. */
-  readonly engine: SharedArrayBuffer;
+  readonly engine: SharedMemory;
   /** NodeWords. */
   readonly words: SharedArrayBuffer;
   readonly heartbeatMs: number;
@@ -74,6 +76,8 @@ export type ToMain =
   | { readonly kind: "fatal"; readonly part: string; readonly error: string }
   /** Lock messages for control clients: entries of type LOCK_GRANT, LOCK_DENY or LOCK_BAST. */
   | { readonly kind: "control-locks"; readonly type: WireTypeNumber; readonly entries: Uint8Array }
+  /** A peer's message about a deadlock of control clients. */
+  | { readonly kind: "probe"; readonly node: number; readonly probe: Probe }
   /** Lease worker: send your control clients' locks to their masters, then answer `reclaimed`. */
   | { readonly kind: "reclaim"; readonly id: number; readonly epoch: bigint }
   | { readonly kind: "resumed"; readonly epoch: bigint }

@@ -42,7 +42,9 @@ class Process {
   #wake: (() => void)[] = [];
 
   constructor(program: string, args: readonly string[]) {
-    this.#child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });
+    this.#child = spawn(program, args, { stdio: ["pipe", "pipe", "pipe"] });
+    // A program that ends without reading is no error here.
+    this.#child.stdin?.on("error", () => undefined);
     const note = (): void => {
       for (const wake of this.#wake.splice(0)) {
         wake();
@@ -74,6 +76,38 @@ class Process {
         throw new Error(`ended before it said "${text}":\n${this.stdout}${this.stderr}`);
       }
     }
+  }
+
+  /** Writes a line to its standard input; resolves with the first line of its output that matches, from now on. */
+  async ask(line: string, answer: RegExp): Promise<string> {
+    const from = this.stdout.length;
+    this.#child.stdin?.write(`${line}\n`);
+    return await this.line(answer, from);
+  }
+
+  /** The first whole line of the output behind `from` that matches. */
+  async line(answer: RegExp, from = 0): Promise<string> {
+    for (;;) {
+      const found = this.stdout
+        .slice(from)
+        .split("\n")
+        .slice(0, -1)
+        .find((each) => answer.test(each));
+      if (found !== undefined) {
+        return found;
+      }
+      const over = await Promise.race([
+        this.ended.then(() => true),
+        new Promise<boolean>((resolve) => this.#wake.push(() => resolve(false))),
+      ]);
+      if (over) {
+        throw new Error(`ended before it said ${answer}:\n${this.stdout}${this.stderr}`);
+      }
+    }
+  }
+
+  endInput(): void {
+    this.#child.stdin?.end();
   }
 
   signal(signal: NodeJS.Signals): void {
@@ -150,6 +184,10 @@ class Service {
 
   lock(node: Node, ...args: string[]): Process {
     return new Process(process.execPath, [MXFS_LOCK, "--socket", this.socket(node), ...args]);
+  }
+
+  session(node: Node): Process {
+    return this.lock(node, "session");
   }
 
   close(): void {
@@ -244,6 +282,116 @@ test("status and dump show view and locks", async ({ service }) => {
   assert.match(dumps.join(""), /granted PW/);
   holder.signal("SIGINT");
   assert.is((await holder.ended).status, 0);
+});
+
+test("a session converts and writes values, and the other node's clients see them", async ({ service }) => {
+  const [a, b] = NODES.map((node) => service.session(node));
+  if (a === undefined || b === undefined) {
+    throw new Error("two nodes");
+  }
+  assert.is(await a.ask("lock eta EX", /^ok lock/), "ok lock eta EX value valid 0x");
+  assert.is(
+    await a.ask("convert eta PR value=first", /^ok/),
+    'ok convert eta PR value valid 0x6669727374 "first"',
+  );
+  assert.is(await b.ask("lock eta PR", /^ok/), 'ok lock eta PR value valid 0x6669727374 "first"');
+  const refused = await b.ask("convert eta EX noqueue", /^(ok|error)/);
+  assert.match(refused, /^error EAGAIN/);
+  assert.match(await b.ask("convert eta NL value=forged", /^(ok|error)/), /^error EINVAL .*PW or EX/);
+  assert.is(await b.ask("convert eta NL", /^ok/), 'ok convert eta NL value valid 0x6669727374 "first"');
+  assert.is(await a.ask("convert eta PW", /^ok/), 'ok convert eta PW value valid 0x6669727374 "first"');
+  assert.is(await a.ask("unlock eta value=0x00ff", /^ok/), "ok unlock eta");
+  assert.is(await b.ask("convert eta EX", /^ok/), "ok convert eta EX value valid 0x00ff");
+  b.endInput();
+  assert.is((await b.ended).status, 2, "the status of the last command that failed");
+  a.endInput();
+  assert.is((await a.ended).status, 0);
+});
+
+test("a value that its writer may have changed as it died is invalid, and --value heals it", async ({
+  service,
+}) => {
+  const keeper = service.session("a");
+  await keeper.ask("lock theta NL", /^ok/);
+  const first = await service.lock("b", "lock", "theta", "EX", "--value", "whole", "--", "true").ended;
+  assert.is(first.status, 0, first.stderr);
+  const victim = service.lock("b", "lock", "theta", "EX", "--show-value");
+  await victim.until("granted");
+  assert.match(victim.stdout, /^value valid 0x77686f6c65 "whole"$/m);
+  victim.signal("SIGKILL");
+  assert.is(
+    await keeper.ask("convert theta PR", /^ok/),
+    'ok convert theta PR value invalid 0x77686f6c65 "whole"',
+  );
+  await keeper.ask("convert theta NL", /^ok/);
+  await service.lock("b", "lock", "theta", "EX", "--value", "healed", "-q", "--", "true").ended;
+  assert.is(
+    await keeper.ask("convert theta PR", /^ok/),
+    'ok convert theta PR value valid 0x6865616c6564 "healed"',
+  );
+  keeper.endInput();
+  assert.is((await keeper.ended).status, 0);
+});
+
+test("the queues of a resource are shown by its master, in order", async ({ service }) => {
+  const holder = service.session("a");
+  await holder.ask("lock iota PR", /^ok/);
+  const waiters = NODES.map((node) => service.session(node));
+  for (const waiter of waiters) {
+    waiter.ask("lock iota EX", /^ok/).catch(() => undefined);
+    await holder.line(/^bast iota EX/);
+  }
+  const shows = async (): Promise<string> =>
+    (
+      await Promise.all(
+        NODES.map(
+          async (node) =>
+            (
+              await service.lock(node, "dump", "--queues", "--contended", "--resource", "iota").ended
+            ).stdout,
+        ),
+      )
+    ).join("");
+  // The second waiter's request is on its way when the first one's BAST has been seen.
+  let shown = await shows();
+  for (let tries = 0; tries < 50 && shown.split(" wait ").length < 3; tries++) {
+    shown = await shows();
+  }
+  assert.match(shown, /iota|user:/);
+  assert.match(
+    shown,
+    /granted PR node [0-9a-f]+ lock \d+ asked to give way\n {2}wait {4}EX .*\n {2}wait {4}EX /,
+  );
+  for (const waiter of waiters) {
+    waiter.signal("SIGKILL");
+    await waiter.ended;
+  }
+  holder.endInput();
+  assert.is((await holder.ended).status, 0);
+});
+
+test("two sessions on two nodes that wait for each other: the younger is told EDEADLK, the older goes on", async ({
+  service,
+}) => {
+  const [a, b] = NODES.map((node) => service.session(node));
+  if (a === undefined || b === undefined) {
+    throw new Error("two nodes");
+  }
+  await a.ask("lock kappa EX", /^ok/);
+  await b.ask("lock lambda EX", /^ok/);
+  const older = a.ask("lock lambda EX", /^(ok|error)/);
+  await b.line(/^bast lambda EX/);
+  const younger = await b.ask("lock kappa EX", /^(ok|error)/);
+  assert.match(
+    younger,
+    /^error EDEADLK kappa: waiting would be a deadlock: .*waits for (kappa|lambda).*waits for/,
+  );
+  await b.ask("unlock lambda", /^ok unlock/);
+  assert.match(await older, /^ok lock lambda EX/);
+  b.endInput();
+  assert.is((await b.ended).status, 4);
+  a.endInput();
+  assert.is((await a.ended).status, 0);
 });
 
 test("a client keeps its lock when the coordinator leaves, and the leaver ends with status 0", async ({

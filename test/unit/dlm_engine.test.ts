@@ -382,13 +382,13 @@ test("locks of the same id on different nodes are different locks", () => {
 
 // ---- full ---------------------------------------------------------------------------------------------------
 
-test("a full arena denies with ENOMEM (resources) or ENOLCK (locks), and room that was given back is used", () => {
+test("a full table denies with ENOLCK, and room that was given back is used", () => {
   const desk = new Desk([1], 1, { resourceCountMax: 2, lockCountMax: 3 });
   desk.request(1, 1, "PR", { ino: 1n });
   desk.request(1, 2, "PR", { ino: 2n });
   desk.said();
   desk.request(1, 3, "PR", { ino: 3n });
-  assert.equal(desk.said(), ["DENY n1 #3 PR errno 12"]);
+  assert.equal(desk.said(), ["DENY n1 #3 PR errno 37"]);
   desk.request(1, 4, "PR", { ino: 2n });
   desk.request(1, 5, "PR", { ino: 2n });
   assert.equal(desk.said(), ["GRANT n1 #4 PR", "DENY n1 #5 PR errno 37"]);

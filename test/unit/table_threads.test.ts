@@ -12,6 +12,7 @@ import { isMainThread, parentPort, Worker, workerData } from "node:worker_thread
 import { test } from "uvu";
 import * as assert from "uvu/assert";
 import { COMMAND, LockEngine, RESULT } from "../../src/dlm/engine.js";
+import { createSharedMemory, type SharedMemory } from "../../src/dlm/memory.js";
 import { OUTCOME, Outbox } from "../../src/dlm/outbox.js";
 import { LockTable, LockTableError } from "../../src/dlm/table.js";
 import { LockMode } from "../../src/wire/abi.js";
@@ -26,7 +27,7 @@ const RUN_MS = 1500;
 
 interface Job {
   readonly role: "hammer" | "die";
-  readonly table: SharedArrayBuffer;
+  readonly table: SharedMemory;
   /** Word 0: stop. Word 1 + ino: epoch * 64 + thread of who holds EX on it. */
   readonly shared: SharedArrayBuffer;
   readonly seed: number;
@@ -62,7 +63,7 @@ test("threads that hammer one table never hold EX together, through view changes
   const shared = new SharedArrayBuffer(4 * (1 + INOS));
   const words = new Int32Array(shared);
   const threads = Array.from({ length: THREADS }, (_, index) =>
-    start({ role: "hammer", table: engine.buffer, shared, seed: index + 1 }),
+    start({ role: "hammer", table: engine.memory, shared, seed: index + 1 }),
   );
   const until = performance.now() + RUN_MS;
   let epoch = 1n;
@@ -106,7 +107,7 @@ test("a stripe lock whose owner is known to be dead is an error at once, not a h
   const shared = new SharedArrayBuffer(8);
   const words = new Int32Array(shared);
   const worker = new Worker(THIS_FILE, {
-    workerData: { role: "die", table: engine.buffer, shared, seed: 0 },
+    workerData: { role: "die", table: engine.memory, shared, seed: 0 },
   });
   const ended = new Promise((resolve) => {
     worker.once("exit", resolve);
@@ -131,7 +132,7 @@ test("a stripe lock whose owner is known to be dead is an error at once, not a h
 
 test("an operation that fails half-way breaks the table for everybody", () => {
   const table = LockTable.create({ resourceCountMax: 4, lockCountMax: 4 });
-  const second = LockTable.attach(table.buffer);
+  const second = LockTable.attach(table.memory);
   assert.throws(
     () =>
       table.locked(0, () => {
@@ -147,10 +148,10 @@ test("an operation that fails half-way breaks the table for everybody", () => {
 
 test("strange memory is refused, and so are more threads than the lock words can name", () => {
   const isCode = (code: string) => (error: unknown) => error instanceof LockTableError && error.code === code;
-  assert.throws(() => LockTable.attach(new SharedArrayBuffer(4096)), isCode("TABLE_FOREIGN"));
+  assert.throws(() => LockTable.attach(createSharedMemory(1, 1)), isCode("TABLE_FOREIGN"));
   const table = LockTable.create({ resourceCountMax: 1, lockCountMax: 1 });
-  for (let thread = 2; thread <= 30; thread++) LockTable.attach(table.buffer);
-  assert.throws(() => LockTable.attach(table.buffer), isCode("TABLE_LIMIT"));
+  for (let thread = 2; thread <= 30; thread++) LockTable.attach(table.memory);
+  assert.throws(() => LockTable.attach(table.memory), isCode("TABLE_LIMIT"));
   assert.throws(() => LockTable.create({ resourceCountMax: 0, lockCountMax: 1 }), RangeError);
 });
 

@@ -12,7 +12,7 @@
  */
 import type { HeartbeatRecord } from "../disk/record.js";
 import { Role } from "../wire/abi.js";
-import type { ClusterMessage } from "../wire/messages.js";
+import type { ClusterMessage, ClusterMessageOf, MemberInfo } from "../wire/messages.js";
 import { type ClusterConfig, checkTimings } from "./config.js";
 import { fenceSelf } from "./eviction.js";
 import { HandOver, HandOverRefused } from "./handover.js";
@@ -22,6 +22,7 @@ import { Participant } from "./participant.js";
 import type { ClusterEvents, Discovered, HeartbeatFailure, Ports, View } from "./ports.js";
 import { Startup, StartupFailed } from "./startup.js";
 import { ClusterState, Halted, hexNode, type Mistake, memberOf, type Phase } from "./state.js";
+import { Takeover } from "./takeover.js";
 
 export interface ClusterSnapshot {
   readonly phase: Phase;
@@ -38,7 +39,9 @@ export class ClusterCore implements ClusterEvents {
   readonly #participant: Participant;
   readonly #coordinator: Coordinator;
   readonly #handOver: HandOver;
+  readonly #takeover: Takeover;
   readonly #startup: Startup;
+  #steppingDown = false;
   #holderDead = false;
   #coordinatorDone: Promise<void> | null = null;
   /** Nodes whose connection broke while they were in the view. */
@@ -58,15 +61,24 @@ export class ClusterCore implements ClusterEvents {
       evict: (member, reason) => this.#coordinator.evict(member, reason),
       isBeingEvicted: (node) => this.#coordinator.isBeingEvicted(node),
       isLeaving: (node) => this.#coordinator.isLeaving(node),
-      holderDead: (holder, silentMs) => this.holderDead(holder.node, silentMs),
+      stepDown: (cut) => this.stepDown(cut),
+      holderDead: (holder, silentMs) => this.holderDead(holder.node, `no heartbeat for ${silentMs} ms`),
     });
     this.#participant = new Participant(state, this.#lease);
     this.#coordinator = new Coordinator(state, this.#lease, this.#participant);
     this.#handOver = new HandOver(state, this.#lease, this.#participant, this.#coordinator, () =>
       this.startCoordinator(),
     );
-    this.#startup = new Startup(state, this.#lease, this.#participant, this.#coordinator, () =>
+    this.#takeover = new Takeover(state, this.#lease, this.#participant, this.#coordinator, () =>
       this.startCoordinator(),
+    );
+    this.#startup = new Startup(
+      state,
+      this.#lease,
+      this.#participant,
+      this.#coordinator,
+      this.#takeover,
+      () => this.startCoordinator(),
     );
   }
 
@@ -145,6 +157,8 @@ export class ClusterCore implements ClusterEvents {
     try {
       // A start that is still under way gives up by itself (startup.ts looks at unmountRequest).
       await state.until(() => (state.phase === "starting" ? undefined : true), 4 * state.timings.startupMs);
+      // Nor does a takeover stop half-way: it decides what we are.
+      await state.until(() => (this.#takeover.underWay ? undefined : true), 64 * state.timings.nodeTimeoutMs);
       state.phase = "leaving";
       this.#coordinator.stepDown = true;
       state.poke();
@@ -187,19 +201,41 @@ export class ClusterCore implements ClusterEvents {
     ports.exit(0);
   }
 
-  /** Takeover of a dead holder is not offered: the survivors' leases are out, and they fence themselves. */
-  private holderDead(holder: number, silentMs: number): void {
+  /** The survivors decide who takes it over. */
+  private holderDead(holder: number, why: string): void {
     const state = this.#state;
-    // A newcomer is bound to nothing yet: the election goes on from the top.
-    if (this.#holderDead || (state.phase === "starting" && state.config.rejoin === null)) return;
-    this.#holderDead = true;
-    state.log("error", "the holder is dead", { holder: hexNode(holder), silentMs });
-    if (state.phase === "leaving") state.poke();
-    else
-      fenceSelf(
-        state,
-        `holder ${hexNode(holder)} is dead: no heartbeat and no connection for ${silentMs} ms`,
-      );
+    // A newcomer or a restarted daemon is in its election, which looks at the holder by itself.
+    if (state.phase === "starting" || state.role !== Role.MEMBER || state.contested) return;
+    if (this.#takeover.underWay || this.#handOver.takingOver) return;
+    if (state.phase === "leaving") {
+      if (!this.#holderDead) state.log("warn", "the holder is dead; leaving without it", { why });
+      this.#holderDead = true;
+      state.poke();
+      return;
+    }
+    state.log("error", "the holder is dead", { holder: hexNode(holder), why });
+    void this.flow("takeover", async () => {
+      await this.#takeover.contest(`dead: ${why}`);
+    });
+  }
+
+  /** JOIN or not, a later incarnation of the holder's node proves the holder dead. */
+  private holderReturned(from: number, message: ClusterMessageOf<"JOIN">): void {
+    const state = this.#state;
+    const view = state.next ?? state.view;
+    const holder = memberOf(view, view?.holder ?? 0);
+    if (state.role !== Role.MEMBER || holder === undefined || holder.node !== from) return;
+    if (message.rejoin || message.incarnation <= holder.incarnation) return;
+    const record = state.heartbeats[holder.slot];
+    if (record?.node === from && record.uuid !== message.uuid) return;
+    if (!this.#lease.proveDead(from, holder.incarnation)) return;
+    this.holderDead(from, `its incarnation ${message.incarnation} has come`);
+  }
+
+  private stepDown(cut: readonly MemberInfo[]): void {
+    if (this.#steppingDown || this.#state.phase === "leaving") return;
+    this.#steppingDown = true;
+    void this.flow("step down", () => this.#coordinator.stepDownForGood(cut));
   }
 
   private flow(name: string, body: () => Promise<void>): Promise<void> {
@@ -220,7 +256,9 @@ export class ClusterCore implements ClusterEvents {
     const participant = this.#participant;
     switch (message.kind) {
       case "JOIN":
-        if (state.connected.get(from) === message.incarnation) this.#coordinator.join(from, message);
+        if (state.connected.get(from) !== message.incarnation) return;
+        this.holderReturned(from, message);
+        this.#coordinator.join(from, message);
         return;
       case "JOIN_REFUSED":
         if (this.#startup.refused(from, message.errno, message.reason)) return;
@@ -278,6 +316,8 @@ export class ClusterCore implements ClusterEvents {
 
   peerConnected(node: number, incarnation: number): void {
     const state = this.#state;
+    // A fenced node answers nobody; who tries to join it must not wait.
+    if (state.phase === "fenced") state.ports.net.disconnect(node);
     if (state.halted) return;
     state.connected.set(node, incarnation);
     state.connectionGeneration.set(node, state.generation(node) + 1);

@@ -15,7 +15,7 @@
 import type { HeartbeatRecord } from "../disk/record.js";
 import { NodeState, Role } from "../wire/abi.js";
 import type { ClusterMessageOf, MemberInfo } from "../wire/messages.js";
-import type { View } from "./ports.js";
+import type { TimerHandle, View } from "./ports.js";
 import { type ClusterState, hexNode, memberOf } from "./state.js";
 
 /** What we know of another node's life. All times are our own clock's. */
@@ -24,10 +24,10 @@ interface Account {
   sequence: bigint;
   heartbeatMovedAt: number;
   renewalAt: number;
-  /** When its connection was last up. */
-  reachableAt: number;
   suspected: boolean;
   unreachable: readonly number[];
+  /** A later incarnation of the node has come. */
+  provenDead: boolean;
 }
 
 const ROUNDS_MAX = 16;
@@ -39,6 +39,8 @@ export interface LeaseCallbacks {
   isBeingEvicted(node: number): boolean;
   /** Holder: the node has left, its renewals are answered to the end. */
   isLeaving(node: number): boolean;
+  /** Holder: these members heartbeat, are more than half of the view, and out of reach. */
+  stepDown(cut: readonly MemberInfo[]): void;
   /** Member: the holder is dead. */
   holderDead(holder: MemberInfo, silentMs: number): void;
 }
@@ -55,20 +57,87 @@ export class LeaseKeeper {
   #lastReadAt = -1;
   #lastRenewAt = -1;
   #ranOutLogged = false;
+  #judgeSoon: TimerHandle | null = null;
 
   constructor(
     readonly state: ClusterState,
     readonly callbacks: LeaseCallbacks,
   ) {}
 
-  /** When this node's last renewal arrived; others wait lease + 10 % from here before they pass its locks on. */
-  renewalReceivedAt(member: MemberInfo): number {
+  /**
+   * When that member's lease has surely run out, by our own clock. It renews only behind a heartbeat of its own, at
+   * most a lease after that was written; so two leases after its heartbeat was last seen to move, however it got its
+   * acknowledgements. Who got them from us alone is out one lease after its last renewal.
+   */
+  leaseOverAt(member: MemberInfo): number {
     const account = this.#accounts.get(member.node);
-    return account?.incarnation === member.incarnation ? account.renewalAt : this.state.now();
+    const grace = this.state.graceMs;
+    if (account === undefined || account.incarnation !== member.incarnation) return this.state.now() + grace;
+    if (account.provenDead) return this.state.now();
+    return Math.min(account.renewalAt + grace, account.heartbeatMovedAt + 2 * grace);
+  }
+
+  /** As leaseOverAt(), for one that others have acknowledged. */
+  holderLeaseOverAt(holder: MemberInfo): number {
+    const account = this.#accounts.get(holder.node);
+    const grace = this.state.graceMs;
+    if (account === undefined || account.incarnation !== holder.incarnation)
+      return this.state.now() + 2 * grace;
+    return account.provenDead ? this.state.now() : account.heartbeatMovedAt + 2 * grace;
+  }
+
+  /** For how long neither its heartbeat moved nor a renewal came; 0 when it is not watched. */
+  silentMs(node: number, incarnation: number): number {
+    const account = this.#accounts.get(node);
+    if (account === undefined || account.incarnation !== incarnation) return 0;
+    return this.state.now() - Math.max(account.heartbeatMovedAt, account.renewalAt);
+  }
+
+  heartbeatSilentMs(node: number, incarnation: number): number {
+    const account = this.#accounts.get(node);
+    if (account === undefined || account.incarnation !== incarnation) return 0;
+    return this.state.now() - account.heartbeatMovedAt;
+  }
+
+  /**
+   * No heartbeat and no renewal for the node timeout, and no connection now; or a later incarnation has come; or no heartbeat for twice as
+   * long, whatever the connection: it has lost its path to the disk, and could not find out that it was fenced.
+   */
+  isDead(node: number, incarnation: number): boolean {
+    const account = this.#accounts.get(node);
+    if (account === undefined || account.incarnation !== incarnation) return false;
+    const timeout = this.state.timings.nodeTimeoutMs;
+    const connected = this.state.connected.get(node) === incarnation;
+    if (this.state.mistakes.has("preempt-living-holder")) return !connected;
+    if (account.provenDead || this.heartbeatSilentMs(node, incarnation) >= 2 * timeout) return true;
+    return this.silentMs(node, incarnation) >= timeout && !connected;
+  }
+
+  /**
+   * A later incarnation of this node has come. It is believed only when the old one's heartbeat stands still by our
+   * own reads too (two hosts with one UUID). True: dead.
+   */
+  proveDead(node: number, incarnation: number): boolean {
+    const account = this.#accounts.get(node);
+    if (account === undefined || account.incarnation !== incarnation) return false;
+    if (this.heartbeatSilentMs(node, incarnation) < 2 * this.state.timings.heartbeatMs) return false;
+    account.provenDead = true;
+    return true;
+  }
+
+  /**
+   * This node has taken a dead holder over. The survivors' leases were renewed by the old one, which could go on for
+   * a lease after it was fenced; what we knew of their heartbeats stands.
+   */
+  tookOver(members: readonly MemberInfo[], fencedAt: number): void {
+    this.watch(members);
+    this.watchOnly(members);
+    const from = Math.max(this.state.now(), fencedAt + this.state.graceMs);
+    for (const account of this.#accounts.values()) account.renewalAt = from;
   }
 
   /** Begins to watch the members of a view that is being prepared. */
-  watch(members: readonly MemberInfo[]): void {
+  watch(members: readonly { readonly node: number; readonly incarnation: number }[]): void {
     const now = this.state.now();
     for (const member of members) {
       const account = this.#accounts.get(member.node);
@@ -148,6 +217,8 @@ export class LeaseKeeper {
       return;
     }
     if (callbacks.isBeingEvicted(from)) return;
+    // A holder without heartbeat may have been taken over: nobody's lease may outlive that.
+    if (state.role === Role.HOLDER && state.now() - state.heartbeatWrittenAt >= state.timings.leaseMs) return;
     const account = this.#accounts.get(from);
     if (account !== undefined) {
       account.renewalAt = state.now();
@@ -191,8 +262,20 @@ export class LeaseKeeper {
   /** A new batch of heartbeat records: update the accounts, then judge. */
   heartbeatsRead(records: readonly (HeartbeatRecord | null)[], atMs: number): void {
     const { state } = this;
-    state.heartbeats = records;
     this.forgiveOwnGap(atMs);
+    this.noteHeartbeats(records, atMs);
+    if (!this.#ranOutLogged && this.leaseUntil > 0 && state.now() >= this.leaseUntil) {
+      this.#ranOutLogged = true;
+      state.log("warn", "lease ran out: this node does not serve until it is renewed", {
+        until: this.leaseUntil,
+      });
+    }
+    this.judge(atMs);
+  }
+
+  /** Whose counter has moved since the last look. */
+  noteHeartbeats(records: readonly (HeartbeatRecord | null)[], atMs: number): void {
+    this.state.heartbeats = records;
     for (const record of records) {
       if (record === null) continue;
       const account = this.#accounts.get(record.node);
@@ -202,16 +285,6 @@ export class LeaseKeeper {
         account.sequence = record.sequence;
       }
     }
-    for (const [node, account] of this.#accounts) {
-      if (state.connected.get(node) === account.incarnation) account.reachableAt = atMs;
-    }
-    if (!this.#ranOutLogged && this.leaseUntil > 0 && state.now() >= this.leaseUntil) {
-      this.#ranOutLogged = true;
-      state.log("warn", "lease ran out: this node does not serve until it is renewed", {
-        until: this.leaseUntil,
-      });
-    }
-    this.judge(atMs);
   }
 
   private forgiveOwnGap(atMs: number): void {
@@ -223,7 +296,7 @@ export class LeaseKeeper {
     });
     for (const account of this.#accounts.values()) {
       account.heartbeatMovedAt += gap;
-      account.reachableAt += gap;
+      account.renewalAt += gap;
     }
     for (const [pair, since] of this.#cutPairs) this.#cutPairs.set(pair, since + gap);
   }
@@ -232,7 +305,7 @@ export class LeaseKeeper {
     const { state } = this;
     if (state.halted) return;
     if (state.role === Role.HOLDER) this.judgeMembers(now);
-    else this.judgeHolder(now);
+    else this.judgeHolder();
   }
 
   private judgeMembers(now: number): void {
@@ -253,7 +326,19 @@ export class LeaseKeeper {
       }
       this.suspect(member, account, unheard >= timeout / 2);
     }
+    this.judgeOurSide(view.members, now);
     this.judgeCutPairs(view.members, now);
+  }
+
+  /** A holder that cannot reach more than half of the view, while they heartbeat, steps down. */
+  private judgeOurSide(members: readonly MemberInfo[], now: number): void {
+    const timeout = this.state.timings.nodeTimeoutMs;
+    const cut = members.filter((member) => {
+      const account = this.#accounts.get(member.node);
+      if (account === undefined || member.node === this.state.self) return false;
+      return now - account.renewalAt >= timeout && now - account.heartbeatMovedAt < timeout;
+    });
+    if (2 * cut.length > members.length) this.callbacks.stepDown(cut);
   }
 
   private suspect(member: MemberInfo, account: Account, suspected: boolean): void {
@@ -271,9 +356,17 @@ export class LeaseKeeper {
   private judgeCutPairs(members: readonly MemberInfo[], now: number): void {
     const cut = new Set<string>();
     const degree = new Map<number, number>();
+    // What a silent member last said of others is nothing, and that others cannot reach it is no news.
+    const silent = (node: number): boolean => {
+      const account = this.#accounts.get(node);
+      if (node === this.state.self) return false;
+      if (account === undefined || this.callbacks.isBeingEvicted(node)) return true;
+      return now - account.renewalAt >= this.state.timings.nodeTimeoutMs / 2;
+    };
     for (const member of members) {
+      if (silent(member.node)) continue;
       for (const other of this.#accounts.get(member.node)?.unreachable ?? []) {
-        if (!members.some((m) => m.node === other)) continue;
+        if (silent(other) || !members.some((m) => m.node === other)) continue;
         cut.add(pairName(member.node, other));
         degree.set(member.node, (degree.get(member.node) ?? 0) + 1);
         degree.set(other, (degree.get(other) ?? 0) + 1);
@@ -294,15 +387,23 @@ export class LeaseKeeper {
     }
   }
 
-  private judgeHolder(now: number): void {
+  private judgeHolder(): void {
     const { state } = this;
     const view = state.next ?? state.view;
     const holder = memberOf(view, view?.holder ?? 0);
     if (holder === undefined || holder.node === state.self) return;
-    const account = this.#accounts.get(holder.node);
-    if (account === undefined) return;
-    const silent = now - Math.max(account.heartbeatMovedAt, account.renewalAt, account.reachableAt);
-    if (silent >= state.timings.nodeTimeoutMs) this.callbacks.holderDead(holder, silent);
+    const { node, incarnation } = holder;
+    if (this.isDead(node, incarnation)) {
+      this.callbacks.holderDead(holder, this.heartbeatSilentMs(node, incarnation));
+      return;
+    }
+    // Its time may be over between two of our reads; who takes over reads once more before it preempts.
+    const left = state.timings.nodeTimeoutMs - this.silentMs(node, incarnation);
+    if (left <= 0 || left >= 2 * state.timings.heartbeatMs || this.#judgeSoon !== null) return;
+    this.#judgeSoon = state.ports.clock.setTimer(left, () => {
+      this.#judgeSoon = null;
+      this.judge(state.now());
+    });
   }
 }
 
@@ -329,9 +430,9 @@ function freshAccount(incarnation: number, now: number): Account {
     sequence: UNKNOWN_SEQUENCE,
     heartbeatMovedAt: now,
     renewalAt: now,
-    reachableAt: now,
     suspected: false,
     unreachable: [],
+    provenDead: false,
   };
 }
 

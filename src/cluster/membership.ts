@@ -18,6 +18,7 @@ import { HEADER_MEMBER_STATE } from "../disk/lockstate.js";
 import { MXFS_NODE_COUNT_MAX, NodeState, Role } from "../wire/abi.js";
 import type { ClusterMessageOf, MemberInfo } from "../wire/messages.js";
 import { fenceForSure, fenceSelfAndHalt } from "./eviction.js";
+import { JournalSlots } from "./journal.js";
 import { ERRNO, type LeaseKeeper, worseConnected } from "./lease.js";
 import type { Participant } from "./participant.js";
 import { prKey, type View } from "./ports.js";
@@ -62,11 +63,15 @@ export class Coordinator {
   /** Our own kernel refused to tell its locks. */
   #rebuildError: { readonly error: unknown } | null = null;
 
+  readonly journal: JournalSlots;
+
   constructor(
     readonly state: ClusterState,
     readonly lease: LeaseKeeper,
     readonly participant: Participant,
-  ) {}
+  ) {
+    this.journal = new JournalSlots(state);
+  }
 
   // ---- triggers ---------------------------------------------------------------------------------------------
 
@@ -236,7 +241,9 @@ export class Coordinator {
       taken.add(slot);
       joined.push({ ...join, slot });
     }
-    const resend = this.resend || this.#resync !== null || evicted.length > 0;
+    const resend =
+      (this.resend || this.#resync !== null || evicted.length > 0) &&
+      !state.mistakes.has("takeover-without-resend");
     const why = this.#resync ?? reason;
     this.#resync = null;
     this.resend = resend;
@@ -277,7 +284,8 @@ export class Coordinator {
     this.#committed.clear();
     this.#rebuildError = null;
     participant.begin(view);
-    const missing = await participant.connectAll(view, timeout);
+    const missing = await participant.connectAll(view, timeout, () => this.isVoid(plan));
+    if (this.isVoid(plan)) return false;
     if (missing.length > 0) return this.giveUpOn(missing, "no connection to it");
     for (const member of others) plan.generations.set(member.node, state.generation(member.node));
     const { epoch, holder, members } = view;
@@ -292,6 +300,7 @@ export class Coordinator {
 
     // 2. Who goes is kept from writing; then, and only then, the header says that it is gone.
     if (!(await this.checkJoinersKeys(plan))) return false;
+    await this.stepDownIfCut(plan);
     for (const eviction of plan.evicted) {
       await this.waitForLeaseEnd(eviction.member);
       const key = prKey(eviction.member.node, eviction.member.incarnation);
@@ -425,11 +434,45 @@ export class Coordinator {
     return false;
   }
 
+  /** Evicting most of a view that lives and is only out of reach would let the smaller side win. */
+  private async stepDownIfCut(plan: Plan): Promise<void> {
+    const { state, lease } = this;
+    const cut = plan.evicted
+      .map(({ member }) => member)
+      .filter(
+        (member) =>
+          !state.isConnected(member) &&
+          lease.heartbeatSilentMs(member.node, member.incarnation) < state.timings.nodeTimeoutMs / 2,
+      );
+    if (2 * cut.length > this.base.length) await this.stepDownForGood(cut);
+  }
+
+  /** The XFS is let go as well as may be; the others take over when our heartbeat has stood still. */
+  async stepDownForGood(cut: readonly MemberInfo[]): Promise<never> {
+    const { state } = this;
+    const names = cut.map((member) => hexNode(member.node)).join(",");
+    const why = `stepping down: ${names} heartbeat, are more than half of the view, and cannot be reached`;
+    state.log("error", "this holder is on the smaller side of a cut network; it unmounts the XFS", {
+      members: names,
+    });
+    await state.ports.disk.stopHeartbeat(false);
+    state.alive();
+    const shut = await state.ports.kernel.gate(false, "stepping down", true);
+    state.alive();
+    const changed =
+      shut.error === 0 ? await state.ports.kernel.roleChange(Role.NONE, 0, state.highestEpoch) : shut;
+    state.alive();
+    if (changed.error !== 0) {
+      state.log("error", "the XFS could not be unmounted; it is shut down", { error: changed.message });
+    }
+    fenceSelfAndHalt(state, why);
+  }
+
   /** Its lease has run out by its own clock, and by a tenth more. */
   private async waitForLeaseEnd(member: MemberInfo): Promise<void> {
     const { state } = this;
     if (state.mistakes.has("skip-lease-wait")) return;
-    const until = this.lease.renewalReceivedAt(member) + state.graceMs;
+    const until = this.lease.leaseOverAt(member);
     if (until > state.now()) await state.pause(until - state.now());
   }
 
@@ -468,6 +511,7 @@ export class Coordinator {
       await state.pause(state.timings.heartbeatMs);
     }
     state.header = header;
+    await this.journal.follow(plan.view.members, state.self);
   }
 
   private makeHeader(view: View, evicted: readonly Eviction[]): DiskHeader {

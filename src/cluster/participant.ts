@@ -15,7 +15,7 @@ import { Role } from "../wire/abi.js";
 import type { ClusterMessageOf, MemberInfo } from "../wire/messages.js";
 import { fenceSelf } from "./eviction.js";
 import type { LeaseKeeper } from "./lease.js";
-import type { View } from "./ports.js";
+import { prKey, type View } from "./ports.js";
 import { type ClusterState, hexNode, memberOf } from "./state.js";
 
 export class Participant {
@@ -45,10 +45,13 @@ export class Participant {
   }
 
   /** The members this node has no connection to after `timeoutMs`. */
-  async connectAll(view: View, timeoutMs: number): Promise<MemberInfo[]> {
+  async connectAll(view: View, timeoutMs: number, isVoid = (): boolean => false): Promise<MemberInfo[]> {
     const { state } = this;
     const missing = (): MemberInfo[] => this.others(view).filter((member) => !state.isConnected(member));
-    await state.until(() => (state.next !== view || missing().length === 0 ? true : undefined), timeoutMs);
+    await state.until(
+      () => (state.next !== view || isVoid() || missing().length === 0 ? true : undefined),
+      timeoutMs,
+    );
     return missing();
   }
 
@@ -109,6 +112,7 @@ export class Participant {
     );
     state.view = view;
     state.next = null;
+    state.newHolder = null;
     state.role = view.holder === state.self ? Role.HOLDER : Role.MEMBER;
     this.joinTarget = null;
     if (state.phase === "starting") state.phase = "running";
@@ -117,6 +121,8 @@ export class Participant {
     state.ports.locks.resume(view.epoch);
     state.ports.kernel.view(view.epoch, view.holder, resend);
     if (this.lease.leaseUntil > state.now()) state.ports.kernel.lease(this.lease.leaseUntil, view.epoch);
+    for (const node of state.recovering) state.ports.kernel.recovery(false, node, view.epoch);
+    state.recovering.clear();
     state.log("info", "view committed", {
       epoch: view.epoch,
       holder: hexNode(view.holder),
@@ -141,12 +147,38 @@ export class Participant {
     if (this.joinTarget !== null) return from === this.joinTarget;
     if (state.view === null) return false;
     // During a hand-over any member may come forward as the new holder.
-    return from === state.view.holder || (state.gateShut && memberOf(state.view, from) !== undefined);
+    if (from === state.view.holder || from === state.newHolder) return true;
+    return state.gateShut && memberOf(state.view, from) !== undefined;
+  }
+
+  /** A member of our view that comes forward and has the reservation has taken a dead holder over. */
+  private async hasTakenOver(from: number): Promise<boolean> {
+    const { state } = this;
+    const member = memberOf(state.view, from);
+    if (member === undefined || state.role !== Role.MEMBER || this.joinTarget !== null) return false;
+    if (!state.isConnected(member)) return false;
+    // Without reservations there is only our own judgement of the holder.
+    if (state.ports.pr === null) return state.contested;
+    const reservation = await state.ports.pr.readReservation();
+    state.alive();
+    return reservation.kind === "held" && reservation.key === prKey(member.node, member.incarnation);
+  }
+
+  /** The dead holder's recovery has begun: until the next view is committed the kernel lets nobody in. */
+  recoveryBegins(node: number): void {
+    const { state } = this;
+    if (state.recovering.has(node)) return;
+    state.recovering.add(node);
+    state.ports.kernel.recovery(true, node, state.highestEpoch);
   }
 
   async prepared(from: number, message: ClusterMessageOf<"PREPARE">): Promise<void> {
     const { state } = this;
     const me = message.members.find((member) => member.node === state.self);
+    if (from === message.holder && !this.follows(from) && (await this.hasTakenOver(from))) {
+      state.newHolder = from;
+      if (state.view !== null) this.recoveryBegins(state.view.holder);
+    }
     const stale = message.epoch <= state.highestEpoch && !state.mistakes.has("accept-stale-epoch");
     if (from !== message.holder || !this.follows(from) || me?.incarnation !== state.config.self.incarnation) {
       state.log("warn", "ignored a PREPARE from a node that is not our holder, or that does not name us", {

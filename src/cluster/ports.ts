@@ -11,7 +11,7 @@
  */
 
 import type { DiskHeader, LockstateLocation } from "../disk/lockstate.js";
-import type { HeartbeatRecord } from "../disk/record.js";
+import type { HeartbeatRecord, JournalRecord } from "../disk/record.js";
 import type { NodeState, Role } from "../wire/abi.js";
 import type { ClusterMessage, MemberInfo } from "../wire/messages.js";
 
@@ -82,6 +82,8 @@ export interface KernelPort {
    */
   lockDump(epoch: bigint): Promise<RoleChangeResult>;
   view(epoch: bigint, holder: number, resend: boolean): void;
+  /** RECOVERY_START and RECOVERY_DONE: the dead holder `node` is being taken over, operations wait. */
+  recovery(begin: boolean, node: number, epoch: bigint): void;
   lease(untilMs: number, epoch: bigint): void;
   /** DAEMON_READY. `leaseUntilMs` is what lease() would say. */
   ready(role: Role, epoch: bigint, holder: number, leaseUntilMs: number): void;
@@ -119,6 +121,14 @@ export type HeartbeatsOutcome =
     }
   | { readonly kind: "error"; readonly message: string };
 
+export type JournalsOutcome =
+  | {
+      readonly kind: "ok";
+      /** By slot; null where never written or not sound (reported by the port). */
+      readonly records: readonly (JournalRecord | null)[];
+    }
+  | { readonly kind: "error"; readonly message: string };
+
 /** Everything of a heartbeat record but sequence and epoch counting, which the heartbeat worker does. */
 export type HeartbeatContents = Omit<HeartbeatRecord, "sequence">;
 
@@ -132,6 +142,9 @@ export interface DiskPort {
   /** Writes the copy that header.sequence says (headerOffset()). Durable when it resolves. */
   writeHeader(location: LockstateLocation, header: DiskHeader): Promise<WriteOutcome>;
   readHeartbeats(location: LockstateLocation): Promise<HeartbeatsOutcome>;
+  readJournals(location: LockstateLocation): Promise<JournalsOutcome>;
+  /** Journal slots are written by the holder, and by who has just won the reservation of a dead one. Durable. */
+  writeJournal(location: LockstateLocation, slot: number, record: JournalRecord): Promise<WriteOutcome>;
   /**
    * From now on the heartbeat worker writes these contents to the slot every heartbeat period with a rising sequence
    * (at once, too), and reads all slots each period; it reports heartbeatWritten, heartbeatFailed, heartbeatsRead.

@@ -15,16 +15,17 @@
  */
 import type { DiskHeader, HeaderMember } from "../disk/lockstate.js";
 import { headerMismatch } from "../disk/lockstate.js";
-import type { HeartbeatRecord } from "../disk/record.js";
+import { type HeartbeatRecord, JOURNAL_STATE } from "../disk/record.js";
 import { hexKey } from "../disk/reservation.js";
-import { MXFS_DISK_CLUSTER_KEY_SIZE, MXFS_WIRE_VERSION, Role } from "../wire/abi.js";
-import type { MemberInfo } from "../wire/messages.js";
+import { MXFS_DISK_CLUSTER_KEY_SIZE, MXFS_WIRE_VERSION, NodeState, Role } from "../wire/abi.js";
+import type { ClusterMessageOf, MemberInfo } from "../wire/messages.js";
 import { fenceKey } from "./eviction.js";
 import { ERRNO, type LeaseKeeper } from "./lease.js";
 import type { Coordinator } from "./membership.js";
 import type { Participant } from "./participant.js";
 import { type Discovered, keyIncarnation, keyNode, type PrPort, prKey, type Rejoin } from "./ports.js";
 import { activeMembers, type ClusterState, deadMembers, hexNode, memberOf } from "./state.js";
+import type { Takeover } from "./takeover.js";
 
 /** How many heartbeat periods a heartbeat is watched before it counts as standing still. */
 const TWIN_PERIODS = 2.5;
@@ -47,6 +48,8 @@ type TryOutcome = "done" | "at-once" | { readonly again: string };
 export class Startup {
   #deadline = 0;
   #twinsChecked = false;
+  /** The target gave the reservation of our earlier mount to our new key, and members of its view live. */
+  #holdsForOthers = false;
   #refusal: { from: number; errno: number; reason: string } | null = null;
   readonly #heard = new Map<number, Discovered>();
   #heardSerial = 0;
@@ -59,6 +62,7 @@ export class Startup {
     readonly lease: LeaseKeeper,
     readonly participant: Participant,
     readonly coordinator: Coordinator,
+    readonly takeover: Takeover,
     readonly becameHolder: () => void,
   ) {
     this.#watch = new HeartbeatWatch(3 * state.timings.heartbeatMs);
@@ -180,12 +184,19 @@ export class Startup {
       await this.refuseOrphanedView(pr);
       return this.becomeHolder();
     }
-    if (held_by === state.key) return this.becomeHolder();
+    const header = await this.readHeader();
+    // Reserved in an earlier try; or our own earlier mount had it, and our key has replaced that one's at the target.
+    if (held_by === state.key) {
+      if (header === "unreadable") return { again: "the reservation is ours, and lockstate cannot be read" };
+      if (typeof header === "string") return this.becomeHolder();
+      return this.preemptHolder(held_by, header, "our own earlier mount");
+    }
 
     // 3. Somebody has it.
-    const header = await this.readHeader();
     if (typeof header === "string") return this.holderWithoutHeader(held_by, header !== "unreadable", header);
     if (prKey(header.holder, header.holderIncarnation) !== held_by) {
+      const winner = activeMembers(header).find((m) => prKey(m.node, m.incarnation) === held_by);
+      if (winner !== undefined) return this.waitForTakeover(held_by, winner, header);
       return this.holderWithoutHeader(held_by, true, "the header is an earlier holder's");
     }
     this.#keySince.delete(held_by);
@@ -304,24 +315,82 @@ export class Startup {
   private async preemptHolder(key: bigint, header: DiskHeader, why: string): Promise<TryOutcome> {
     const { state } = this;
     await this.readHeartbeats();
-    const timeout = state.timings.nodeTimeoutMs;
-    const other = activeMembers(header).find(
-      (member) =>
-        member.node !== state.self &&
-        prKey(member.node, member.incarnation) !== key &&
-        this.#watch.silentMs(member.node, member.incarnation, state.now()) < timeout,
-    );
-    if (other !== undefined) {
+    const others = await this.livingMembers(key, header);
+    if (others === null) return { again: "READ KEYS fails" };
+    const other = others[0];
+    if (other !== undefined && !state.mistakes.has("newcomer-preempts-living-view")) {
+      this.#holdsForOthers = key === state.key;
+      if (keyNode(key) === state.self || header.holder === state.self) await this.tellOfReturn(others);
       return {
         again: `the holder (${hexKey(key)}) is gone; node ${hexNode(other.node)} of its view may still live`,
       };
     }
-    if (state.ports.pr !== null) {
+    if (state.ports.pr !== null && key !== state.key) {
       const fenced = await fenceKey(state, key, why);
       if (fenced === "was-gone") return "at-once";
       if (fenced === "failed") return { again: `the holder's key ${hexKey(key)} could not be preempted` };
     }
     return this.becomeHolder();
+  }
+
+  /** Members of the header that may live: no silence for the node timeout, and no later incarnation registered. */
+  private async livingMembers(key: bigint, header: DiskHeader): Promise<HeaderMember[] | null> {
+    const { state } = this;
+    const keys = state.ports.pr === null ? null : await state.ports.pr.readKeys();
+    state.alive();
+    if (keys?.kind === "error") return null;
+    const replaced = (member: HeaderMember): boolean =>
+      keys?.keys.some((k) => keyNode(k) === member.node && keyIncarnation(k) > member.incarnation) ?? false;
+    return activeMembers(header).filter(
+      (member) =>
+        member.node !== state.self &&
+        prKey(member.node, member.incarnation) !== key &&
+        !replaced(member) &&
+        this.#watch.silentMs(member.node, member.incarnation, state.now()) < state.timings.nodeTimeoutMs,
+    );
+  }
+
+  /** We were the holder, and are back before anybody noticed: a JOIN tells the survivors, who refuse it and take over. */
+  private async tellOfReturn(members: readonly HeaderMember[]): Promise<void> {
+    const { state } = this;
+    for (const member of members) {
+      const record = this.recordOf(member);
+      if (record === null || record.address === "") continue;
+      state.ports.net.connect(member.node, record.address, record.port);
+    }
+    const connected = (): HeaderMember[] => members.filter((member) => state.isConnected(member));
+    await state.until(
+      () => (connected().length === members.length ? true : undefined),
+      state.timings.heartbeatMs / 2,
+    );
+    for (const member of connected()) state.send(member.node, this.joinMessage(false));
+  }
+
+  private joinMessage(rejoin: boolean): ClusterMessageOf<"JOIN"> {
+    const { self } = this.state.config;
+    return {
+      kind: "JOIN",
+      incarnation: self.incarnation,
+      uuid: self.uuid,
+      address: self.address,
+      port: self.port,
+      hostname: self.hostName,
+      rejoin,
+      wireVersion: MXFS_WIRE_VERSION,
+    };
+  }
+
+  /** A member of the header's view has taken the reservation of the dead holder, and has no header of its own yet. */
+  private async waitForTakeover(key: bigint, winner: HeaderMember, header: DiskHeader): Promise<TryOutcome> {
+    const { state } = this;
+    await this.readHeartbeats();
+    if (
+      this.#watch.silentMs(winner.node, winner.incarnation, state.now()) >= state.timings.nodeTimeoutMs ||
+      winner.node === state.self
+    ) {
+      return this.preemptHolder(key, header, "died while it took over");
+    }
+    return { again: `node ${hexNode(winner.node)} is taking a dead holder over` };
   }
 
   /** The header's holder lives: join it. Or it does not: see whether we may take its place. */
@@ -346,11 +415,9 @@ export class Startup {
       };
     }
     if (rejoin) {
-      throw new StartupFailed(
-        ERRNO.EIO,
-        `holder ${hexNode(header.holder)} is dead: no heartbeat and no connection`,
-        true,
-      );
+      if ((await this.takeover.contest("dead: no heartbeat and no connection")) === "won")
+        return this.inView();
+      return { again: `holder ${hexNode(header.holder)} is dead, and another node may be taking it over` };
     }
     return this.preemptHolder(key, header, "dead: no heartbeat and no connection");
   }
@@ -358,7 +425,6 @@ export class Startup {
   /** True: in a committed view. Otherwise why not. */
   private async join(holder: HeaderMember, record: HeartbeatRecord, rejoin: boolean): Promise<true | string> {
     const { state, participant } = this;
-    const { self } = state.config;
     state.ports.net.connect(holder.node, record.address, record.port);
     const up = await state.until(
       () => (state.isConnected(holder) ? true : undefined),
@@ -374,16 +440,7 @@ export class Startup {
     participant.joinTarget = holder.node;
     this.#refusal = null;
     const generation = state.generation(holder.node);
-    state.send(holder.node, {
-      kind: "JOIN",
-      incarnation: self.incarnation,
-      uuid: self.uuid,
-      address: self.address,
-      port: self.port,
-      hostname: self.hostName,
-      rejoin,
-      wireVersion: MXFS_WIRE_VERSION,
-    });
+    state.send(holder.node, this.joinMessage(rejoin));
     const patience = rejoin ? 4 * state.timings.nodeTimeoutMs : this.#deadline - state.now();
     const answer = await state.until<"in" | "refused" | "lost">(() => {
       if (memberOf(state.view, state.self) !== undefined) return "in";
@@ -450,6 +507,7 @@ export class Startup {
       }
     }
     if (state.role !== Role.NONE) await this.changeRole(Role.NONE, 0);
+    await this.markRecovery();
     await this.changeRole(Role.HOLDER, state.self);
     const header = await this.headerAfterMount();
     state.header = header;
@@ -470,6 +528,14 @@ export class Startup {
     if (in_view === null)
       throw new StartupFailed(ERRNO.ETIMEDOUT, "the first view was not committed in time");
     return "done";
+  }
+
+  /** Nobody of the last view lives, and it has not left in order: our mount replays its log. */
+  private async markRecovery(): Promise<void> {
+    const before = await this.readHeader();
+    if (typeof before === "string") return;
+    const old = activeMembers(before).find((member) => member.node === before.holder);
+    if (old !== undefined) await this.coordinator.journal.mark(old, JOURNAL_STATE.RECOVERING);
   }
 
   /** lockstate is there now; its metadata may take a moment to be seen raw. Null: no header was ever written. */
@@ -496,6 +562,8 @@ export class Startup {
     }
     state.admitted = true;
     state.role = rejoin.role;
+    // The daemon before may have told the kernel of a recovery: the next commit ends it.
+    state.recovering.add(state.self);
     state.raiseEpoch(rejoin.epoch);
     const keys_deadline = state.now() + state.timings.nodeTimeoutMs;
     for (;;) {
@@ -530,8 +598,42 @@ export class Startup {
     const me = activeMembers(header).find((m) => prKey(m.node, m.incarnation) === state.key);
     if (me === undefined) throw evicted(state);
     this.startHeartbeat(me);
+    this.lease.watch(activeMembers(header).filter((member) => member.node !== state.self));
+    if (await this.hasReservation()) {
+      // Won before the daemon died.
+      if ((await this.takeover.contest("we had preempted it")) === "won") await this.inView();
+      return state.view === null ? "no view could be committed" : null;
+    }
     const outcome = await this.follow(header, true);
     return outcome === "done" ? null : outcome === "at-once" ? "again" : outcome.again;
+  }
+
+  private async hasReservation(): Promise<boolean> {
+    const { state } = this;
+    if (state.ports.pr === null) return false;
+    const reservation = await state.ports.pr.readReservation();
+    state.alive();
+    return reservation.kind === "held" && reservation.key === state.key;
+  }
+
+  /** This node has taken over; its first view change follows. */
+  private async inView(): Promise<TryOutcome> {
+    const { state } = this;
+    const view = await state.until(
+      () => (memberOf(state.view, state.self) !== undefined ? true : undefined),
+      64 * state.timings.nodeTimeoutMs,
+    );
+    return view === null ? { again: "no view could be committed" } : "done";
+  }
+
+  /** The daemon died in the middle of a takeover, behind the mount: the old holder is dead, and has not left. */
+  private async wasRecovering(old: HeaderMember): Promise<boolean> {
+    const { state } = this;
+    if (state.location === null) return false;
+    const journals = await state.ports.disk.readJournals(state.location);
+    state.alive();
+    const slot = journals.kind === "ok" ? (journals.records[old.slot] ?? null) : null;
+    return slot?.state === JOURNAL_STATE.RECOVERING && slot.recoverer === state.self;
   }
 
   private async rejoinAsHolder(header: DiskHeader): Promise<string | null> {
@@ -564,12 +666,18 @@ export class Startup {
       if (!known) lost.push(member);
     }
     if (!members.some((member) => member.node === state.self)) throw evicted(state);
+    const old = activeMembers(header).find((m) => m.node === header.holder && m.node !== state.self);
     state.header = header;
     // Our slot is ours: without a moving heartbeat a newcomer would take us for dead during the change.
     const me = activeMembers(header).find((m) => prKey(m.node, m.incarnation) === state.key);
     if (me !== undefined) this.startHeartbeat(me);
     coordinator.base = members;
     this.lease.watch(members);
+    if (old !== undefined && (await this.wasRecovering(old))) {
+      this.participant.recoveryBegins(old.node);
+      state.ports.kernel.nodeStatus(old.node, old.incarnation, NodeState.DEAD);
+      await coordinator.writePlainHeader(members, [{ ...old, address: "", port: 0, role: Role.MEMBER }]);
+    }
     for (const member of lost)
       coordinator.evict(member, "its heartbeat record is unreadable: no address known");
     coordinator.requestResync("the holder's daemon was restarted");
@@ -674,6 +782,10 @@ export class Startup {
     const header = state.header;
     if (mine && header !== null && deadMembers(header).length > 0) {
       state.log("warn", "the reservation stays: evicted nodes have not come back", {});
+      return;
+    }
+    if (mine && this.#holdsForOthers) {
+      state.log("warn", "the reservation stays: the survivors of our earlier mount take it over", {});
       return;
     }
     const outcome = await pr.unregister(state.key);

@@ -37,7 +37,23 @@ export type Phase =
 /**
  * Mistakes that tests plant on purpose, to prove that the simulator would see them (test/sim). Always empty in life.
  */
-export type Mistake = "skip-fence" | "skip-lease-wait" | "accept-stale-epoch" | "reregister-after-fence";
+export type Mistake =
+  | "skip-fence"
+  | "skip-lease-wait"
+  | "accept-stale-epoch"
+  | "reregister-after-fence"
+  /** Takeover: the locks pass on while the dead holder's lease may run. */
+  | "takeover-skips-lease-wait"
+  /** Takeover: XFS is mounted first, and the reservation taken then. */
+  | "mount-before-preempt"
+  /** Takeover: nobody asks whether the holder's heartbeat moves. */
+  | "preempt-living-holder"
+  /** Start-up: a newcomer preempts a dead holder while members of its view live. */
+  | "newcomer-preempts-living-view"
+  /** Takeover: the journal slot says that recovery is done before XFS is mounted. */
+  | "recovered-before-mount"
+  /** Takeover: members are not told to send unanswered operations again. */
+  | "takeover-without-resend";
 
 interface Waiter {
   check(): boolean;
@@ -62,6 +78,12 @@ export class ClusterState {
   admitted = false;
   /** This node's gate was shut for a hand-over. */
   gateShut = false;
+  /** A holder is dead as far as we know, and who follows is being decided. */
+  contested = false;
+  /** Not our holder yet; it has the reservation, so its view changes are followed. */
+  newHolder: number | null = null;
+  /** Dead holders whose recovery the kernel was told of, until the next view is committed. */
+  readonly recovering = new Set<number>();
   /** The request id of VOLUME_UNMOUNT. */
   unmountRequest: bigint | null = null;
   /** Authenticated connections: node to incarnation. */

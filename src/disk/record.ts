@@ -72,6 +72,11 @@ export interface RecordPrefix {
 export const JOURNAL_STATE = { FREE: 0, MEMBER: 1, HOLDER: 2, NEEDS_RECOVERY: 3, RECOVERING: 4 } as const;
 export type JournalState = (typeof JOURNAL_STATE)[keyof typeof JOURNAL_STATE];
 
+/** As `status` and dumps call it. */
+export function journalStateName(state: JournalState): string {
+  return ["free", "member", "holder", "needs recovery", "being recovered"][state] ?? `state ${state}`;
+}
+
 export interface HeartbeatRecord extends RecordPrefix {
   readonly node: number;
   readonly incarnation: number;

@@ -24,6 +24,7 @@ import {
 import type {
   HeaderOutcome,
   HeartbeatsOutcome,
+  JournalsOutcome,
   LocateOutcome,
   PrKeysOutcome,
   PrOutcome,
@@ -36,11 +37,19 @@ import {
   type DiskHeader,
   encodeHeader,
   headerOffset,
+  journalOffset,
   type LockstateLocation,
   mapToDevice,
   tryDecodeHeader,
 } from "../disk/lockstate.js";
-import { DiskFormatError, decodeHeartbeat, type HeartbeatRecord } from "../disk/record.js";
+import {
+  DiskFormatError,
+  decodeHeartbeat,
+  decodeJournal,
+  encodeJournal,
+  type HeartbeatRecord,
+  type JournalRecord,
+} from "../disk/record.js";
 import { PersistentReservations, ScsiError } from "../disk/reservation.js";
 import { findPath, readSuperblock } from "../disk/xfs.js";
 import { type BlockReader, XfsFormatError, type XfsSuperblock } from "../disk/xfs_types.js";
@@ -50,6 +59,7 @@ import {
   MXFS_DISK_HEADER_B_OFFSET,
   MXFS_DISK_HEADER_SIZE,
   MXFS_DISK_HEARTBEAT_OFFSET,
+  MXFS_DISK_JOURNAL_OFFSET,
   MXFS_DISK_RECORD_SIZE_MIN,
   MXFS_LOCKSTATE_NAME,
   MXFS_NODE_COUNT_MAX,
@@ -225,27 +235,24 @@ export async function writeHeader(
   }
 }
 
-/** All heartbeat slots; unsound ones are null and reported. */
-export async function readHeartbeats(
+/** All slots of one kind; unsound ones are null and reported. */
+async function readSlots<T>(
   device: RawDevice,
   location: LockstateLocation,
-  volume: bigint,
+  offset: number,
+  decode: (bytes: Uint8Array, recordSize: number) => T,
   report: (slot: number, problem: string) => void,
-): Promise<HeartbeatsOutcome> {
+): Promise<
+  | { readonly kind: "ok"; readonly records: (T | null)[] }
+  | { readonly kind: "error"; readonly message: string }
+> {
   const { recordSize } = location;
   try {
-    const bytes = await readLockstate(
-      device,
-      location,
-      MXFS_DISK_HEARTBEAT_OFFSET,
-      recordSize * MXFS_NODE_COUNT_MAX,
-    );
-    const records: (HeartbeatRecord | null)[] = [];
+    const bytes = await readLockstate(device, location, offset, recordSize * MXFS_NODE_COUNT_MAX);
+    const records: (T | null)[] = [];
     for (let slot = 0; slot < MXFS_NODE_COUNT_MAX; slot++) {
       try {
-        records.push(
-          decodeHeartbeat(bytes.slice(slot * recordSize, (slot + 1) * recordSize), recordSize, volume),
-        );
+        records.push(decode(bytes.slice(slot * recordSize, (slot + 1) * recordSize), recordSize));
       } catch (error) {
         if (!(error instanceof DiskFormatError)) {
           throw error;
@@ -260,6 +267,45 @@ export async function readHeartbeats(
   } catch (error) {
     return { kind: "error", message: messageOf(error) };
   }
+}
+
+/** All journal slots; unsound ones are null and reported. */
+export function readJournals(
+  device: RawDevice,
+  location: LockstateLocation,
+  volume: bigint,
+  report: (slot: number, problem: string) => void,
+): Promise<JournalsOutcome> {
+  const decode = (bytes: Uint8Array, size: number): JournalRecord => decodeJournal(bytes, size, volume);
+  return readSlots(device, location, MXFS_DISK_JOURNAL_OFFSET, decode, report);
+}
+
+/** Durable on return. */
+export async function writeJournal(
+  device: RawDevice,
+  location: LockstateLocation,
+  slot: number,
+  record: JournalRecord,
+): Promise<WriteOutcome> {
+  try {
+    const { recordSize } = location;
+    const bytes = encodeJournal(record, recordSize);
+    await writeLockstate(device, location, journalOffset(slot, recordSize), bytes);
+    return { kind: "ok" };
+  } catch (error) {
+    return writeFailure(error);
+  }
+}
+
+/** All heartbeat slots; unsound ones are null and reported. */
+export function readHeartbeats(
+  device: RawDevice,
+  location: LockstateLocation,
+  volume: bigint,
+  report: (slot: number, problem: string) => void,
+): Promise<HeartbeatsOutcome> {
+  const decode = (bytes: Uint8Array, size: number): HeartbeatRecord => decodeHeartbeat(bytes, size, volume);
+  return readSlots(device, location, MXFS_DISK_HEARTBEAT_OFFSET, decode, report);
 }
 
 /** Persistent reservations by SG_IO on the device. */

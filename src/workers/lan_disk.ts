@@ -18,6 +18,7 @@ import type {
   HeaderOutcome,
   HeartbeatContents,
   HeartbeatsOutcome,
+  JournalsOutcome,
   LocateOutcome,
   WriteOutcome,
 } from "../cluster/ports.js";
@@ -141,6 +142,15 @@ export class LanDisk implements DiskPort {
 
   readHeartbeats(): Promise<HeartbeatsOutcome> {
     return Promise.resolve({ kind: "ok", records: this.#records() });
+  }
+
+  /** A lock service has no XFS, so no journal. */
+  readJournals(): Promise<JournalsOutcome> {
+    return Promise.resolve({ kind: "ok", records: [] });
+  }
+
+  writeJournal(): Promise<WriteOutcome> {
+    return Promise.resolve({ kind: "ok" });
   }
 
   setHeartbeat(_location: LockstateLocation, _slot: number, _contents: HeartbeatContents): void {

@@ -23,6 +23,7 @@ import type {
   View,
 } from "../cluster/ports.js";
 import { lockstateSize } from "../disk/lockstate.js";
+import { type JournalRecord, journalStateName } from "../disk/record.js";
 import { LockEngine } from "../dlm/engine.js";
 import { Role } from "../wire/abi.js";
 import {
@@ -31,7 +32,9 @@ import {
   RawDevice,
   readHeader,
   readHeartbeats,
+  readJournals,
   writeHeader,
+  writeJournal,
 } from "./disk_io.js";
 import { LockDispatch } from "./dispatch.js";
 import { type KernelCommand, KernelLink } from "./kernel_link.js";
@@ -163,6 +166,14 @@ const kernel: KernelPort = {
     words.nextEpoch = epoch;
     link?.send({ cmd: "VIEW", epoch, holder, resend: resend ? 1 : 0 });
   },
+  recovery(begin, node, epoch) {
+    link?.send({ cmd: begin ? "RECOVERY_START" : "RECOVERY_DONE", node, epoch });
+    shell.toMain({
+      kind: "status",
+      part: "recovery",
+      status: { underWay: begin, node: node.toString(16), epoch: epoch.toString() },
+    });
+  },
   lease(untilMs, epoch) {
     words.leaseUntilMs = untilMs;
     link?.send({ cmd: "LEASE", leaseUntil: BigInt(Math.floor(untilMs)), epoch });
@@ -215,6 +226,18 @@ const rawDisk: DiskPort = {
     readHeartbeats(device, location, setup.volume, (slot, problem) =>
       shell.log("warn", `heartbeat slot ${slot} counts as empty: ${problem}`, { slot }),
     ),
+  readJournals: (location) =>
+    readJournals(device, location, setup.volume, (slot, problem) =>
+      shell.log("warn", `journal slot ${slot} counts as never claimed: ${problem}`, { slot }),
+    ),
+  async writeJournal(location, slot, record) {
+    const outcome = await writeJournal(device, location, slot, record);
+    if (outcome.kind === "ok") {
+      journals.set(slot, record);
+      showJournals();
+    }
+    return outcome;
+  },
   setHeartbeat(location, slot, contents) {
     toHeartbeat({ kind: "set", location, slot, contents });
     shell.toMain({ kind: "status", part: "heartbeat", status: { slot, role: contents.role } });
@@ -226,6 +249,22 @@ const rawDisk: DiskPort = {
     });
   },
 };
+
+/** Journal slots as this node has written them (it is the holder, or was). */
+const journals = new Map<number, JournalRecord>();
+
+function showJournals(): void {
+  const slots = [...journals.entries()]
+    .sort(([a], [b]) => a - b)
+    .map(([slot, record]) => ({
+      slot,
+      node: record.node.toString(16),
+      incarnation: record.incarnation,
+      state: journalStateName(record.state),
+      recoverer: record.recoverer === 0 ? null : record.recoverer.toString(16),
+    }));
+  shell.toMain({ kind: "status", part: "journals", status: { slots } });
+}
 
 const net: NetPort = {
   setClusterKey(key) {

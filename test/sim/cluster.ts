@@ -9,10 +9,15 @@
  *      more is fenced (or left by itself).
  *   6. When a holder commits, every member has told its locks for that very epoch.
  *   7. No flow of the core ends in an unexpected exception.
+ *   8. Nobody preempts a holder whose heartbeat moves; nobody from outside of the last view preempts its holder while one
+ *      of that view heartbeats.
+ *   9. A dead holder's journal slot is recovered when XFS is mounted, not before; nobody serves until that is over.
+ *  10. A kernel whose holder has changed is told to send unanswered operations again.
  */
 import { checkTimings, TIMINGS_DEFAULT, type Timings } from "../../src/cluster/config.js";
 import { prKey, type View } from "../../src/cluster/ports.js";
 import type { Mistake } from "../../src/cluster/state.js";
+import { JOURNAL_STATE, type JournalRecord } from "../../src/disk/record.js";
 import { Host } from "./host.js";
 import { Network } from "./network.js";
 import { PrTarget, Random, SharedDisk, Timeline, Violation } from "./world.js";
@@ -110,6 +115,49 @@ export class Cluster {
     if (writers.length > 1) {
       this.violate(`rule 1: XFS mounted and writing on ${writers.map((host) => host.name).join(" and ")}`);
     }
+  }
+
+  /** Rule 8: who may take the reservation of a holder, and when. */
+  holderPreempted(by: Host, victim: bigint): void {
+    const view = this.#lastView;
+    if (view === null) return;
+    const now = this.time.now;
+    const { nodeTimeoutMs } = by.timings;
+    const beats = (member: { node: number; incarnation: number }): boolean => {
+      const host = this.hostOf(member.node);
+      if (host === undefined || !host.powered || host.beatAs !== member.incarnation) return false;
+      // An unmounting node may be taken over by agreement.
+      if (host.kernel.incarnation !== member.incarnation || host.kernel.unmounting) return false;
+      if (prKey(member.node, member.incarnation) !== victim && !host.isRegistered()) return false;
+      return now - host.beatAt < nodeTimeoutMs / 2 && !host.kernel.fenced;
+    };
+    const inside = view.members.some((m) => prKey(m.node, m.incarnation) === by.key);
+    const living = view.members.find((m) => prKey(m.node, m.incarnation) !== victim && beats(m));
+    if (!inside && living !== undefined) {
+      const name = this.hostOf(living.node)?.name;
+      this.violate(
+        `rule 8: ${by.name}, not of the last view, preempts the holder while ${name} of it heartbeats`,
+      );
+    }
+    const holder = view.members.find((m) => prKey(m.node, m.incarnation) === victim);
+    if (inside && holder !== undefined && beats(holder)) {
+      this.violate(
+        `rule 8: ${by.name} preempts holder ${this.hostOf(holder.node)?.name}, whose heartbeat moves`,
+      );
+    }
+  }
+
+  journalWritten(by: Host, slot: number, record: JournalRecord): void {
+    const before = this.disk.journals()[slot] ?? null;
+    const recovered =
+      before?.state === JOURNAL_STATE.RECOVERING || before?.state === JOURNAL_STATE.NEEDS_RECOVERY;
+    const done = record.state !== JOURNAL_STATE.RECOVERING && record.state !== JOURNAL_STATE.NEEDS_RECOVERY;
+    if (recovered && done && !by.kernel.xfs) {
+      this.violate(
+        `rule 9: ${by.name} says that journal slot ${slot} is recovered before it has mounted the XFS`,
+      );
+    }
+    this.disk.writeJournal(slot, record);
   }
 
   /** A host's lock service resumes in a view. */

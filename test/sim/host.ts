@@ -49,6 +49,10 @@ export class Kernel {
   xfs = false;
   gateOpen = false;
   epoch = 0n;
+  /** As the last VIEW said. */
+  holder = 0;
+  /** RECOVERY_START came, and RECOVERY_DONE did not. */
+  recovering = false;
   leaseUntil = 0;
   fenced = false;
   /** All locks dropped: unmount under way. */
@@ -67,6 +71,12 @@ export class Host {
   powered = true;
   /** Kernel operations take this much longer (a fault). */
   stallUntil = 0;
+  /** The whole machine stands still until then (a fault): neither kernel nor daemon do anything. */
+  frozenUntil = 0;
+  /** Reads and writes of the disk fail until then (a fault). */
+  diskLostUntil = 0;
+  /** The next heartbeat is reported to the core this much after it was written (a slow thread). */
+  beatLagMs = 0;
   /** LOCK_DUMP is refused (a fault). */
   refuseDump = false;
   /** Last failed mount's message. */
@@ -74,6 +84,9 @@ export class Host {
   /** Wrote to the volume in this incarnation (heartbeat, header or XFS). */
   wrote = false;
   registered = false;
+  /** When its last heartbeat was written, and of which incarnation. */
+  beatAt = -1_000_000;
+  beatAs = 0;
   readonly nexus: string;
   readonly uuid: string;
   #nextRequest = 1n;
@@ -101,9 +114,11 @@ export class Host {
     const { kernel } = this;
     return (
       this.powered &&
+      !this.frozen &&
       (kernel.state === "running" || kernel.state === "stopping") &&
       !kernel.fenced &&
       !kernel.unmounting &&
+      !kernel.recovering &&
       kernel.leaseUntil > this.cluster.time.now
     );
   }
@@ -154,6 +169,8 @@ export class Host {
     if (this.powered) return;
     this.story("power on");
     this.powered = true;
+    this.frozenUntil = 0;
+    this.diskLostUntil = 0;
     this.kernel = new Kernel();
   }
 
@@ -168,6 +185,25 @@ export class Host {
   stall(ms: number): void {
     this.story(`kernel stalls for ${ms} ms`);
     this.stallUntil = this.cluster.time.now + ms;
+  }
+
+  get frozen(): boolean {
+    return this.frozenUntil > this.cluster.time.now;
+  }
+
+  get diskLost(): boolean {
+    return this.diskLostUntil > this.cluster.time.now;
+  }
+
+  freeze(ms: number): void {
+    this.story(`FREEZES for ${ms} ms`);
+    this.frozenUntil = this.cluster.time.now + ms;
+    if (ms > 3000) this.cluster.network.hostFrozen(this);
+  }
+
+  loseDisk(ms: number): void {
+    this.story(`loses its disk for ${ms} ms`);
+    this.diskLostUntil = this.cluster.time.now + ms;
   }
 
   // ---- daemon's life ----------------------------------------------------------------------------------------
@@ -234,14 +270,19 @@ export class Host {
   /** Resolves after a delay, unless the daemon has died: then never. */
   private async take(daemon: Daemon, minMs: number, maxMs: number): Promise<void> {
     await this.cluster.time.sleep(this.cluster.random.int(minMs, maxMs));
+    await this.thawed();
     if (!daemon.alive) await new Promise<never>(() => undefined);
+  }
+
+  private async thawed(): Promise<void> {
+    while (this.frozen) await this.cluster.time.sleep(this.frozenUntil - this.cluster.time.now);
   }
 
   /** As take(), in the kernel: it goes on when the daemon dies, and stalls when the host does. */
   private async inKernel(kernel: Kernel, minMs: number, maxMs: number): Promise<void> {
     await this.cluster.time.sleep(this.cluster.random.int(minMs, maxMs));
-    while (this.stallUntil > this.cluster.time.now) {
-      await this.cluster.time.sleep(this.stallUntil - this.cluster.time.now);
+    while (this.stallUntil > this.cluster.time.now || this.frozen) {
+      await this.cluster.time.sleep(Math.max(this.stallUntil, this.frozenUntil) - this.cluster.time.now);
     }
     if (!this.powered || this.kernel !== kernel) await new Promise<never>(() => undefined);
   }
@@ -254,12 +295,21 @@ export class Host {
     return "ok";
   }
 
+  private preempt(key: bigint, victim: bigint): boolean {
+    const { target } = this.cluster;
+    const was_holder = target.reservation?.key === victim;
+    const done = target.preempt(this.nexus, key, victim);
+    if (done && was_holder) this.cluster.holderPreempted(this, victim);
+    return done;
+  }
+
   private ports(daemon: Daemon, kernel: Kernel): Ports {
     const { cluster } = this;
     const { time, target, disk, random } = cluster;
     const outcome = (done: boolean): PrOutcome => ({ kind: done ? "ok" : "conflict" });
     const command = async (action: () => boolean): Promise<PrOutcome> => {
       await this.take(daemon, 1, 15);
+      if (this.diskLost) return { kind: "error", message: "transport error" };
       const result = cluster.guarded(() => outcome(action()));
       await this.take(daemon, 1, 15);
       return result ?? { kind: "error", message: "simulation over" };
@@ -268,10 +318,14 @@ export class Host {
       clock: {
         now: () => time.now,
         setTimer: (delayMs, action) => {
-          const item = time.at(delayMs, () => {
-            if (daemon.alive) action();
-          });
-          return { id: item.serial, item } as { id: number };
+          const item = { cancelled: false };
+          const fire = (): void => {
+            if (!daemon.alive || item.cancelled) return;
+            if (this.frozen) time.at(this.frozenUntil - time.now, fire);
+            else action();
+          };
+          const { serial } = time.at(delayMs, fire);
+          return { id: serial, item } as { id: number };
         },
         clearTimer: (timer) => {
           (timer as unknown as { item: { cancelled: boolean } }).item.cancelled = true;
@@ -294,21 +348,23 @@ export class Host {
                 }),
               readKeys: async () => {
                 await this.take(daemon, 1, 20);
+                if (this.diskLost) return { kind: "error", message: "transport error" };
                 return { kind: "ok", keys: [...target.keys.values()] };
               },
               readReservation: async () => {
                 await this.take(daemon, 1, 20);
+                if (this.diskLost) return { kind: "error", message: "transport error" };
                 const { reservation } = target;
                 return reservation === null
                   ? { kind: "none" }
                   : { kind: "held", key: reservation.key, type: 5 };
               },
               reserve: (key) => command(() => target.reserve(this.nexus, key)),
-              preempt: (key, victim) => command(() => target.preempt(this.nexus, key, victim)),
+              preempt: (key, victim) => command(() => this.preempt(key, victim)),
               preemptAndAbort: (key, victim) =>
                 target.lacksAbort
                   ? Promise.resolve<PrOutcome>({ kind: "unsupported" })
-                  : command(() => target.preempt(this.nexus, key, victim)),
+                  : command(() => this.preempt(key, victim)),
               release: (key) => command(() => target.release(this.nexus, key)),
               unregister: (key) => command(() => target.unregister(this.nexus, key)),
             },
@@ -331,15 +387,25 @@ export class Host {
           if (epoch > kernel.dumpedEpoch) kernel.dumpedEpoch = epoch;
           return OK;
         },
-        view: (epoch) => {
+        view: (epoch, holder, resend) => {
           if (epoch <= kernel.epoch) cluster.violate(`${this.name}: VIEW ${epoch} after ${kernel.epoch}`);
+          if (kernel.holder !== 0 && kernel.holder !== holder && !resend) {
+            cluster.violate(`rule 10: ${this.name} has a new holder and is not told to send again`);
+          }
           kernel.epoch = epoch;
+          kernel.holder = holder;
           kernel.gateOpen = true;
+        },
+        recovery: (begin) => {
+          kernel.recovering = begin;
         },
         lease: (until) => {
           kernel.leaseUntil = until;
         },
-        ready: (role, epoch, _holder, until) => {
+        ready: (role, epoch, holder, until) => {
+          kernel.holder = holder;
+          if (kernel.recovering)
+            cluster.violate(`rule 9: ${this.name} is ready, and its recovery is not over`);
           kernel.leaseUntil = until;
           kernel.gateOpen = true;
           if (kernel.state === "starting") kernel.state = "running";
@@ -369,16 +435,19 @@ export class Host {
         volumeUuid: VOLUME_UUID,
         locateLockstate: async () => {
           await this.take(daemon, 5, 60);
+          if (this.diskLost) return { kind: "unreadable", message: "transport error" };
           if (random.chance(0.02)) return { kind: "unreadable", message: "read in the middle of a write" };
           return disk.lockstate ? { kind: "found", location: disk.location } : { kind: "not-found" };
         },
         readHeader: async () => {
           await this.take(daemon, 1, 20);
+          if (this.diskLost) return { kind: "error", message: "transport error" };
           const header = disk.header();
           return header === null ? { kind: "none", problems: [] } : { kind: "found", header, problems: [] };
         },
         writeHeader: async (_location, header) => {
           await this.take(daemon, 1, 40);
+          if (this.diskLost) return { kind: "error", message: "transport error" };
           const result = cluster.guarded(() => {
             const written = this.write();
             if (written === "ok") disk.writeHeader(header);
@@ -389,7 +458,24 @@ export class Host {
         },
         readHeartbeats: async () => {
           await this.take(daemon, 1, 20);
+          if (this.diskLost) return { kind: "error", message: "transport error" };
           return { kind: "ok", records: disk.heartbeats() };
+        },
+        readJournals: async () => {
+          await this.take(daemon, 1, 20);
+          if (this.diskLost) return { kind: "error", message: "transport error" };
+          return { kind: "ok", records: disk.journals() };
+        },
+        writeJournal: async (_location, slot, record) => {
+          await this.take(daemon, 1, 20);
+          if (this.diskLost) return { kind: "error", message: "transport error" };
+          const result = cluster.guarded(() => {
+            const written = this.write();
+            if (written === "ok") cluster.journalWritten(this, slot, record);
+            return written;
+          });
+          await this.take(daemon, 1, 5);
+          return { kind: result ?? "conflict" };
         },
         setHeartbeat: (_location, slot, contents) => {
           const running = daemon.heartbeat !== null;
@@ -457,7 +543,15 @@ export class Host {
     const { cluster } = this;
     if (role === Role.HOLDER) {
       await this.inKernel(kernel, 50, 1500);
-      if (cluster.guarded(() => this.write()) !== "ok") return { error: 5, message: "XFS: log mount failed" };
+      if (
+        cluster.fence === "scsi" &&
+        cluster.target.reservation?.nexus !== this.nexus &&
+        this.isRegistered()
+      ) {
+        cluster.violate(`rule 1: ${this.name} mounts the XFS without the reservation`);
+      }
+      if (this.diskLost || cluster.guarded(() => this.write()) !== "ok")
+        return { error: 5, message: "XFS: log mount failed" };
       kernel.xfs = true;
       cluster.disk.lockstate = true;
     } else {
@@ -475,16 +569,25 @@ export class Host {
       await this.take(daemon, 1, 40);
       const beat = daemon.heartbeat;
       if (beat === null || daemon.heartbeatRun !== run) return;
-      const written = this.cluster.guarded(() => this.write());
-      if (written === "conflict") {
+      const lost = this.diskLost;
+      const written = lost ? null : this.cluster.guarded(() => this.write());
+      if (lost) {
+        daemon.core?.heartbeatFailed({ kind: "error", message: "transport error" });
+      } else if (written === "conflict") {
         daemon.core?.heartbeatFailed({ kind: "conflict", message: "EBADE" });
       } else if (written === "ok") {
         disk.writeHeartbeat(beat.slot, { ...beat.contents, sequence: ++daemon.sequence });
+        this.beatAt = time.now;
+        this.beatAs = beat.contents.incarnation;
+        if (this.beatLagMs > 0) {
+          await this.take(daemon, this.beatLagMs, this.beatLagMs);
+          this.beatLagMs = 0;
+        }
         daemon.core?.heartbeatWritten(started_at);
       }
       await this.take(daemon, 1, 20);
       if (daemon.heartbeat === null || daemon.heartbeatRun !== run) return;
-      daemon.core?.heartbeatsRead(disk.heartbeats(), time.now);
+      if (!this.diskLost) daemon.core?.heartbeatsRead(disk.heartbeats(), time.now);
       const slow = random.chance(0.01) ? random.int(0, 2500) : 0;
       await this.take(daemon, this.timings.heartbeatMs - 20 + slow, this.timings.heartbeatMs + slow);
       if (daemon.heartbeat === null || daemon.heartbeatRun !== run) return;

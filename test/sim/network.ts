@@ -48,6 +48,13 @@ export class Network {
     }
   }
 
+  /** Its peers see silence, and then a broken connection; itself when it thaws. */
+  hostFrozen(host: Host): void {
+    for (const connection of [...this.#connections.values()]) {
+      if (connection.sides.some((side) => side.host === host)) this.break(connection, 2000, 5000);
+    }
+  }
+
   close(host: Host, node: number): void {
     const other = this.cluster.hostOf(node);
     const connection = other === undefined ? undefined : this.#connections.get(pair(host, other));
@@ -88,6 +95,7 @@ export class Network {
   private connect(a: Host, b: Host): boolean {
     const { daemon: da } = a;
     const { daemon: db } = b;
+    if (a.frozen || b.frozen) return false;
     if (da === null || db === null || !a.powered || !b.powered || this.#cut.has(pair(a, b))) return false;
     if (da.clusterKey === null || da.clusterKey !== db.clusterKey) return false;
     const now = this.cluster.time.now;
@@ -109,7 +117,8 @@ export class Network {
     connection.sides.forEach((side, i) => {
       const other = connection.sides[1 - i] as Side;
       const delay = side.daemon.alive ? random.int(minMs, maxMs) : 0;
-      time.at(delay, () => {
+      const noticed = side.host.frozen ? side.host.frozenUntil - time.now : 0;
+      time.at(Math.max(delay, noticed), () => {
         side.up = false;
         if (side.daemon.alive) side.daemon.core?.peerLost(other.host.node);
         if (++told < 2) return;
@@ -129,7 +138,11 @@ export class Network {
     const slow = random.chance(0.01) ? random.int(0, 1500) : 0;
     const arrival = Math.max(to.lastArrivalAt, time.now + random.int(1, 15) + slow);
     to.lastArrivalAt = arrival;
-    time.at(arrival - time.now, () => {
+    const arrive = (): void => {
+      if (to.host.frozen && !connection.broken) {
+        time.at(to.host.frozenUntil - time.now, arrive);
+        return;
+      }
       if (connection.broken || !to.daemon.alive) return;
       if (this.cluster.verbose > 1 && !message.kind.startsWith("LEASE")) {
         this.cluster.story(
@@ -137,7 +150,8 @@ export class Network {
         );
       }
       to.daemon.core?.message(host.node, message);
-    });
+    };
+    time.at(arrival - time.now, arrive);
   }
 }
 

@@ -4,10 +4,9 @@
  * cuts, killed daemons, network cuts, stalled kernels), then quiet. The rules of cluster.ts hold at every event; at
  * the end everybody who is mounted must be in one view with a lease, and everybody must be able to leave.
  *
- * A dead holder is not taken over: its survivors must fence themselves within a bounded time, and then unmount.
+ * A dead holder is taken over: in the quiet, before anybody comes back, those who are mounted and not fenced serve again.
  */
 import type { Mistake } from "../../src/cluster/state.js";
-import { Role } from "../../src/wire/abi.js";
 import { Cluster } from "./cluster.js";
 import type { Host } from "./host.js";
 
@@ -70,7 +69,9 @@ function act(cluster: Cluster): void {
   const host = random.pick(hosts) as Host;
   const other = random.pick(hosts.filter((h) => h !== host)) as Host;
   const dice = random.int(0, 99);
-  if (!host.powered) {
+  if (host.powered && host.frozen) {
+    if (dice < 20) host.powerOff();
+  } else if (!host.powered) {
     host.powerOn();
     if (random.chance(0.8)) host.mount();
   } else if (host.kernel.state === "idle" && dice < 80) {
@@ -78,7 +79,17 @@ function act(cluster: Cluster): void {
   } else if (host.kernel.state === "running" && (host.kernel.fenced || dice < 30)) {
     host.unmount();
   } else if (dice < 45) {
-    if (host.kernel.role !== Role.HOLDER || random.chance(0.4)) host.powerOff();
+    host.powerOff();
+    // Two at once; or back before anybody has noticed.
+    if (random.chance(0.2) && hosts.length > 2) other.powerOff();
+    if (random.chance(0.2)) {
+      host.powerOn();
+      host.mount();
+    }
+  } else if (dice < 50) {
+    host.freeze(random.int(500, 40_000));
+  } else if (dice < 53) {
+    host.loseDisk(random.int(500, 40_000));
   } else if (dice < 65) {
     host.killDaemon();
   } else if (dice < 75) {
@@ -95,13 +106,18 @@ function act(cluster: Cluster): void {
   }
 }
 
-/** No more faults; survivors of a dead holder must have fenced themselves; who is fenced unmounts. */
+/** No more faults; survivors of a dead holder must have taken it over; who is fenced unmounts. */
 async function quieten(cluster: Cluster): Promise<void> {
   if (cluster.violation !== null) return;
   cluster.story("---- quiet");
   cluster.network.healAll();
   for (const host of cluster.hosts) host.stallUntil = 0;
   await cluster.pass(90_000);
+  for (const host of cluster.hosts) {
+    if (host.powered && host.kernel.state === "running" && !host.kernel.fenced && !host.serving()) {
+      cluster.violate(`liveness: ${host.name} is neither served nor fenced after a long quiet`);
+    }
+  }
   for (const host of cluster.hosts) {
     if (host.kernel.state === "running" && host.kernel.fenced) host.unmount();
   }

@@ -13,8 +13,8 @@ import {
   type LockstateLocation,
   tryDecodeHeader,
 } from "../../src/disk/lockstate.js";
-import type { HeartbeatRecord } from "../../src/disk/record.js";
-import { decodeHeartbeat, encodeHeartbeat } from "../../src/disk/record.js";
+import type { HeartbeatRecord, JournalRecord } from "../../src/disk/record.js";
+import { decodeHeartbeat, decodeJournal, encodeHeartbeat, encodeJournal } from "../../src/disk/record.js";
 
 export const VOLUME = 0x1122334455667788n;
 export const VOLUME_UUID = "11223344-5566-4788-9900-aabbccddeeff";
@@ -164,6 +164,7 @@ export class SharedDisk {
   lockstate = false;
   #headers: [Uint8Array, Uint8Array] = [new Uint8Array(4096), new Uint8Array(4096)];
   /** What the bytes of each slot decode to: decoded once, when written. */
+  #journals: (JournalRecord | null)[] = new Array<JournalRecord | null>(64).fill(null);
   #slots: (HeartbeatRecord | null)[] = new Array<HeartbeatRecord | null>(64).fill(null);
   lastHeaderEpoch = 0n;
 
@@ -188,6 +189,12 @@ export class SharedDisk {
     if (this.header()?.sequence !== header.sequence) {
       throw new Violation(`header sequence ${header.sequence} written below the other copy's`);
     }
+  }
+  journals(): (JournalRecord | null)[] {
+    return [...this.#journals];
+  }
+  writeJournal(slot: number, record: JournalRecord): void {
+    this.#journals[slot] = decodeJournal(encodeJournal(record, RECORD_SIZE), RECORD_SIZE, VOLUME);
   }
   heartbeats(): (HeartbeatRecord | null)[] {
     return [...this.#slots];

@@ -120,26 +120,6 @@ test("a daemon that is restarted keeps its slot and its key, as a member and as 
   });
 });
 
-test("the survivors of a dead holder fence themselves within two node timeouts", async () => {
-  await on({ hostCount: 3 }, async (cluster, hosts) => {
-    for (const host of hosts) {
-      host.mount();
-      await cluster.pass(8000);
-    }
-    at(hosts, 0).powerOff();
-    await cluster.pass(6000);
-    assert.not(at(hosts, 1).serving() || at(hosts, 2).serving(), "a lease outlived the holder");
-    await cluster.pass(24_000);
-    assert.ok(at(hosts, 1).kernel.fenced && at(hosts, 2).kernel.fenced);
-    for (const host of [at(hosts, 1), at(hosts, 2)]) host.unmount();
-    await cluster.pass(5000);
-    assert.is(at(hosts, 1).kernel.state, "idle");
-    at(hosts, 1).mount();
-    await cluster.pass(60_000, () => at(hosts, 1).serving());
-    assert.is(at(hosts, 1).kernel.role, Role.HOLDER, "nobody can mount after a holder's death");
-  });
-});
-
 test("a second host with the same UUID is refused, and the first one goes on", async () => {
   for (const incarnation of [0, 4]) {
     await on({ hostCount: 2 }, async (cluster, hosts) => {

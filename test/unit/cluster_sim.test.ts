@@ -36,6 +36,11 @@ const PLANTED: readonly (readonly [Mistake, RegExp, number])[] = [
   ["skip-lease-wait", /its lease runs/, 100],
   ["accept-stale-epoch", /epoch|VIEW/, 1],
   ["reregister-after-fence", /registers a key again/, 110],
+  ["mount-before-preempt", /rule 1/, 1],
+  ["preempt-living-holder", /rule 8/, 1],
+  ["newcomer-preempts-living-view", /rule 8/, 100],
+  ["recovered-before-mount", /rule 9/, 1],
+  ["takeover-without-resend", /rule 10/, 1],
 ];
 /** Most seeds that are tried for one mistake. */
 const PLANTED_SEEDS_MAX = 300;

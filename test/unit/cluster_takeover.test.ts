@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/** Proves the courses of a takeover, one by one and seen from outside, on the simulated world (test/sim). */
+import { test } from "uvu";
+import * as assert from "uvu/assert";
+import { TIMINGS_DEFAULT, type Timings } from "../../src/cluster/config.js";
+import type { Mistake } from "../../src/cluster/state.js";
+import { JOURNAL_STATE } from "../../src/disk/record.js";
+import { Role } from "../../src/wire/abi.js";
+import { Cluster, type ClusterOptions } from "../sim/cluster.js";
+import type { Host } from "../sim/host.js";
+
+const SEEDS = [1, 2, 3, 4, 5, 6, 7, 8];
+
+/** Hosts 0, 1, ... mounted in that order, so that host 0 is the holder and 1 the first in rank. */
+async function mounted(options: Partial<ClusterOptions> & { hostCount: number }): Promise<Cluster> {
+  const cluster = new Cluster({ seed: 7, ...options });
+  for (const host of cluster.hosts) {
+    host.mount();
+    await cluster.pass(15_000, () => host.serving());
+    assert.ok(host.serving(), `${host.name} did not mount: ${host.failure}`);
+  }
+  await cluster.pass(3000);
+  assert.is(at(cluster, 0).kernel.role, Role.HOLDER);
+  return cluster;
+}
+
+async function course(
+  options: Partial<ClusterOptions> & { hostCount: number },
+  story: (cluster: Cluster) => Promise<void>,
+): Promise<void> {
+  for (const seed of SEEDS) {
+    const cluster = await mounted({ ...options, seed });
+    try {
+      await story(cluster);
+    } catch (error) {
+      console.error(`seed ${seed}\n${cluster.storyLines.slice(-40).join("\n")}`);
+      throw error;
+    } finally {
+      for (const host of cluster.hosts) host.daemon?.core?.stop();
+    }
+    assert.is(cluster.violation, null, `seed ${seed}\n${cluster.storyLines.slice(-40).join("\n")}`);
+  }
+}
+
+const at = (cluster: Cluster, index: number): Host => cluster.hosts[index] as Host;
+const viewOf = (host: Host): readonly number[] =>
+  host.daemon?.core?.snapshot().view?.members.map((m) => m.node) ?? [];
+const leads = (host: Host): boolean => host.serving() && host.kernel.role === Role.HOLDER;
+const journal = (cluster: Cluster, slot: number): number | undefined => cluster.disk.journals()[slot]?.state;
+
+test("a dead holder is taken over by the first in rank within 20 seconds, and the other survivor follows", async () => {
+  await course({ hostCount: 3 }, async (cluster) => {
+    const [dead, winner, other] = [at(cluster, 0), at(cluster, 1), at(cluster, 2)];
+    const key = dead.key;
+    dead.powerOff();
+    await cluster.pass(6000);
+    assert.not(winner.serving() || other.serving(), "a lease outlived the holder");
+    await cluster.pass(14_000);
+    assert.ok(winner.serving() && other.serving(), "nobody serves 20 s after the holder's death");
+    assert.is(winner.kernel.role, Role.HOLDER);
+    assert.is(other.kernel.role, Role.MEMBER);
+    assert.is(cluster.target.reservation?.key, winner.key);
+    assert.ok(cluster.target.preempted.has(key));
+    assert.equal(viewOf(other), [winner.node, other.node]);
+    assert.not(winner.kernel.fenced || other.kernel.fenced);
+  });
+});
+
+test("the journal slots tell the story: claimed, needs recovery, being recovered, free", async () => {
+  await course({ hostCount: 2 }, async (cluster) => {
+    const [dead, winner] = [at(cluster, 0), at(cluster, 1)];
+    assert.is(journal(cluster, 0), JOURNAL_STATE.HOLDER);
+    assert.is(journal(cluster, 1), JOURNAL_STATE.MEMBER);
+    dead.powerOff();
+    const seen: (number | undefined)[] = [];
+    await cluster.pass(25_000, () => {
+      const state = journal(cluster, 0);
+      if (seen.at(-1) !== state) seen.push(state);
+      return leads(winner);
+    });
+    assert.equal(seen, [
+      JOURNAL_STATE.HOLDER,
+      JOURNAL_STATE.NEEDS_RECOVERY,
+      JOURNAL_STATE.RECOVERING,
+      JOURNAL_STATE.FREE,
+    ]);
+    assert.is(journal(cluster, 1), JOURNAL_STATE.HOLDER);
+    winner.unmount();
+    await cluster.pass(10_000);
+    assert.is(journal(cluster, 1), JOURNAL_STATE.FREE, "the last leaver keeps its slot");
+  });
+});
+
+test("a member's leave frees its journal slot, and the next member claims it", async () => {
+  await course({ hostCount: 2 }, async (cluster) => {
+    at(cluster, 1).unmount();
+    await cluster.pass(8000);
+    assert.is(journal(cluster, 1), JOURNAL_STATE.FREE);
+    at(cluster, 1).mount();
+    await cluster.pass(10_000);
+    assert.is(journal(cluster, 1), JOURNAL_STATE.MEMBER);
+  });
+});
+
+test("a holder that is back before anyone noticed is proven dead by its new incarnation, taken over, and joins", async () => {
+  await course({ hostCount: 3 }, async (cluster) => {
+    const [dead, winner] = [at(cluster, 0), at(cluster, 1)];
+    dead.powerOff();
+    dead.powerOn();
+    dead.mount();
+    await cluster.pass(14_000, () => winner.serving() && winner.kernel.role === Role.HOLDER);
+    assert.ok(winner.serving(), "the survivors waited for the node timeout");
+    await cluster.pass(20_000, () => dead.serving());
+    assert.ok(dead.serving());
+    assert.is(dead.kernel.role, Role.MEMBER);
+    assert.is(viewOf(winner).length, 3);
+    assert.not(winner.kernel.fenced || at(cluster, 2).kernel.fenced, "the newcomer fenced the survivors");
+  });
+});
+
+test("a holder and a member that die together are both put out by the last survivor", async () => {
+  await course({ hostCount: 3 }, async (cluster) => {
+    const survivor = at(cluster, 2);
+    at(cluster, 0).powerOff();
+    at(cluster, 1).powerOff();
+    await cluster.pass(30_000, () => leads(survivor) && viewOf(survivor).length === 1);
+    assert.ok(survivor.serving(), "the survivor does not serve");
+    assert.equal(viewOf(survivor), [survivor.node]);
+    assert.equal([...cluster.target.keys.values()], [survivor.key]);
+  });
+});
+
+test("two members of four that die together leave the other two serving", async () => {
+  await course({ hostCount: 4 }, async (cluster) => {
+    at(cluster, 1).powerOff();
+    at(cluster, 3).powerOff();
+    await cluster.pass(60_000);
+    assert.ok(at(cluster, 0).serving() && at(cluster, 2).serving());
+    assert.is(viewOf(at(cluster, 0)).length, 2);
+  });
+});
+
+test("both nodes that die and come back together mount again at once, and the log is replayed first", async () => {
+  await course({ hostCount: 2 }, async (cluster) => {
+    for (const host of cluster.hosts) host.powerOff();
+    for (const host of cluster.hosts) {
+      host.powerOn();
+      host.mount();
+    }
+    let recovering = false;
+    await cluster.pass(25_000, () => {
+      recovering ||= journal(cluster, 0) === JOURNAL_STATE.RECOVERING;
+      return cluster.hosts.every((host) => host.serving());
+    });
+    assert.ok(cluster.hosts.every((host) => host.serving()));
+    assert.ok(recovering, "nobody marked the dead holder's journal");
+  });
+});
+
+test("a third node that comes in the middle of a recovery waits and joins", async () => {
+  for (const seed of SEEDS) {
+    const cluster = new Cluster({ seed, hostCount: 3 });
+    const [dead, winner, third] = [at(cluster, 0), at(cluster, 1), at(cluster, 2)];
+    for (const host of [dead, winner]) {
+      host.mount();
+      await cluster.pass(15_000, () => host.serving());
+    }
+    dead.powerOff();
+    await cluster.pass(30_000, () => cluster.target.reservation?.key === winner.key);
+    winner.stall(20_000);
+    third.mount();
+    await cluster.pass(15_000);
+    assert.is(cluster.target.reservation?.key, winner.key, "the newcomer preempted the winner");
+    await cluster.pass(45_000, () => third.serving() && winner.serving());
+    assert.ok(third.serving() && winner.serving());
+    assert.is(third.kernel.role, Role.MEMBER);
+    for (const host of cluster.hosts) host.daemon?.core?.stop();
+    assert.is(cluster.violation, null, cluster.storyLines.slice(-30).join("\n"));
+  }
+});
+
+test("a winner that dies in the middle of its takeover is taken over itself", async () => {
+  await course({ hostCount: 3 }, async (cluster) => {
+    const [dead, winner, last] = [at(cluster, 0), at(cluster, 1), at(cluster, 2)];
+    dead.powerOff();
+    await cluster.pass(30_000, () => cluster.target.reservation?.key === winner.key);
+    assert.is(cluster.target.reservation?.key, winner.key);
+    winner.powerOff();
+    await cluster.pass(45_000, () => leads(last));
+    assert.ok(last.serving());
+    assert.is(last.kernel.role, Role.HOLDER);
+    assert.is(journal(cluster, 0), JOURNAL_STATE.FREE);
+  });
+});
+
+test("a winner whose daemon is killed in the middle of its takeover finishes it when it is back", async () => {
+  for (const delay of [0, 30, 80, 200, 600, 1200, 1700]) {
+    const cluster = await mounted({ hostCount: 3, seed: delay + 1 });
+    const [dead, winner, other] = [at(cluster, 0), at(cluster, 1), at(cluster, 2)];
+    dead.powerOff();
+    await cluster.pass(30_000, () => cluster.target.reservation?.key === winner.key);
+    await cluster.pass(delay);
+    winner.killDaemon();
+    await cluster.pass(60_000, () => other.serving() && leads(winner) && viewOf(other).length === 2);
+    assert.ok(
+      other.serving() && winner.serving(),
+      `delay ${delay}\n${cluster.storyLines.slice(-30).join("\n")}`,
+    );
+    assert.is(winner.kernel.role, Role.HOLDER);
+    for (const host of cluster.hosts) host.daemon?.core?.stop();
+    assert.is(cluster.violation, null, cluster.storyLines.slice(-30).join("\n"));
+  }
+});
+
+test("a holder that was frozen past its death wakes up fenced, for good, and comes back by a new mount", async () => {
+  await course({ hostCount: 2 }, async (cluster) => {
+    const [frozen, winner] = [at(cluster, 0), at(cluster, 1)];
+    frozen.freeze(40_000);
+    await cluster.pass(30_000);
+    assert.ok(winner.serving() && winner.kernel.role === Role.HOLDER);
+    await cluster.pass(15_000);
+    assert.ok(frozen.kernel.fenced, "it woke up and did not notice");
+    assert.ok(winner.serving());
+    frozen.unmount();
+    await cluster.pass(5000);
+    frozen.mount();
+    await cluster.pass(15_000);
+    assert.ok(frozen.serving());
+    assert.is(frozen.kernel.role, Role.MEMBER);
+  });
+});
+
+test("a holder that was frozen for less than the node timeout goes on as the holder", async () => {
+  await course({ hostCount: 3 }, async (cluster) => {
+    at(cluster, 0).freeze(9000);
+    await cluster.pass(25_000);
+    assert.ok(cluster.hosts.every((host) => host.serving()));
+    assert.is(at(cluster, 0).kernel.role, Role.HOLDER);
+  });
+});
+
+test("a holder that is cut from both members steps down, and they go on without it", async () => {
+  await course({ hostCount: 3 }, async (cluster) => {
+    const holder = at(cluster, 0);
+    cluster.network.cut(holder, at(cluster, 1));
+    cluster.network.cut(holder, at(cluster, 2));
+    await cluster.pass(55_000);
+    assert.ok(holder.kernel.fenced);
+    assert.ok(at(cluster, 1).serving() && at(cluster, 2).serving());
+    assert.is(viewOf(at(cluster, 2)).length, 2);
+  });
+});
+
+test("of two nodes that are cut from each other the holder goes on", async () => {
+  await course({ hostCount: 2 }, async (cluster) => {
+    cluster.network.cut(at(cluster, 0), at(cluster, 1));
+    await cluster.pass(45_000);
+    assert.ok(at(cluster, 0).serving());
+    assert.is(at(cluster, 0).kernel.role, Role.HOLDER);
+    assert.ok(at(cluster, 1).kernel.fenced);
+  });
+});
+
+test("a holder that lost its path to the disk is taken over although it still answers", async () => {
+  await course({ hostCount: 3 }, async (cluster) => {
+    at(cluster, 0).loseDisk(60_000);
+    await cluster.pass(50_000);
+    assert.ok(leads(at(cluster, 1)) && at(cluster, 2).serving());
+    await cluster.pass(30_000);
+    assert.ok(at(cluster, 0).kernel.fenced, "with its disk back it must find itself fenced");
+  });
+});
+
+test("a holder that dies in the middle of its hand-over is taken over, whoever had the reservation", async () => {
+  for (const delay of [50, 150, 300, 500, 900, 1500]) {
+    const cluster = await mounted({ hostCount: 3, seed: delay });
+    at(cluster, 0).unmount();
+    await cluster.pass(delay);
+    at(cluster, 0).powerOff();
+    const [first, second] = [at(cluster, 1), at(cluster, 2)];
+    await cluster.pass(40_000, () => first.serving() && second.serving() && viewOf(first).length === 2);
+    assert.ok(
+      first.serving() && second.serving(),
+      `delay ${delay}\n${cluster.storyLines.slice(-30).join("\n")}`,
+    );
+    for (const host of cluster.hosts) host.daemon?.core?.stop();
+    assert.is(cluster.violation, null, cluster.storyLines.slice(-30).join("\n"));
+  }
+});
+
+/** Tight: the node timeout is over before a holder's last lease must be. */
+const TIGHT: Timings = {
+  ...TIMINGS_DEFAULT,
+  heartbeatMs: 500,
+  renewMs: 1000,
+  leaseMs: 5000,
+  nodeTimeoutMs: 5600,
+};
+
+/**
+ * The holder's last heartbeat is written, and renews its lease 4 s later by the acknowledgement of one member; the
+ * other, first in rank, is cut from it and sees nothing but the standing heartbeat.
+ */
+async function lateRenewal(seed: number, mistakes: ReadonlySet<Mistake>): Promise<Cluster> {
+  const cluster = await mounted({ hostCount: 3, timings: TIGHT, seed, mistakes });
+  const [holder, first] = [at(cluster, 0), at(cluster, 1)];
+  cluster.network.cut(holder, first);
+  const before = holder.beatAt;
+  holder.beatLagMs = 4000;
+  await cluster.pass(2000, () => holder.beatAt > before);
+  holder.loseDisk(60_000);
+  await cluster.pass(30_000, () => first.serving() && first.kernel.role === Role.HOLDER);
+  for (const host of cluster.hosts) host.daemon?.core?.stop();
+  return cluster;
+}
+
+test("a takeover waits until the dead holder's lease has surely run out; without that wait it would be seen", async () => {
+  let seen = 0;
+  for (const seed of SEEDS) {
+    const right = await lateRenewal(seed, new Set());
+    assert.is(right.violation, null, right.storyLines.slice(-30).join("\n"));
+    assert.ok(at(right, 1).kernel.role === Role.HOLDER, right.storyLines.slice(-30).join("\n"));
+    const wrong = await lateRenewal(seed, new Set<Mistake>(["takeover-skips-lease-wait", "skip-lease-wait"]));
+    if (wrong.violation?.includes("its lease runs") === true) seen++;
+  }
+  assert.ok(seen > 0, "a takeover that does not wait for the lease was not seen");
+});
+
+test("fence=none: the first in rank goes on without the dead holder", async () => {
+  await course({ hostCount: 2, fence: "none" }, async (cluster) => {
+    const [dead, winner] = [at(cluster, 0), at(cluster, 1)];
+    dead.powerOff();
+    await cluster.pass(40_000, () => leads(winner));
+    assert.ok(leads(winner));
+  });
+});
+
+test.run();

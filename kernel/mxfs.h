@@ -125,6 +125,11 @@ struct mxfs_lock_ops {
 	/* Pins / unpins the object around asynchronous work: igrab / iput for inodes. get: false = going away. */
 	bool (*get)(struct mxfs_lock *lk);
 	void (*put)(struct mxfs_lock *lk);
+	/*
+	 * How long, in jiffies, a use that has just ended may be followed by another one in spite of a BAST, because
+	 * the two are parts of one thing (a fault and its page_mkwrite). 0, or no function: not at all. Must not sleep.
+	 */
+	unsigned long (*hold)(struct mxfs_lock *lk);
 };
 
 /*
@@ -153,12 +158,13 @@ struct mxfs_lock {
 	int users[MXFS_MODE_COUNT];
 	u16 waiters[MXFS_MODE_COUNT];	/* callers inside mxfs_lock_get's slow path, by mode */
 	u32 credits;			/* waiters that a pending BAST has to let use the lock once */
+	u8 graces;			/* how often more that may be after this grant */
 	u32 deny_seq;			/* the request that `error` denied */
 	u32 stamp;			/* number of the last dump that listed it */
 	u64 gen;			/* rises whenever the granted mode has been below PR: cached facts of an older gen are void */
 	bool dirtied;			/* something was changed under EX since it was granted or last made durable */
 	int error;			/* of the last denial */
-	unsigned long granted_at;	/* jiffies */
+	unsigned long hold_until;	/* jiffies: users are let in until then in spite of a BAST */
 	struct work_struct work;	/* demote; the owner is pinned while it is queued */
 };
 
@@ -249,6 +255,8 @@ int mxfs_lower_mount(struct mxfs_sb_info *sbi, u64 lockstate_size, struct mxfs_l
 int mxfs_lower_unmount(struct mxfs_sb_info *sbi);
 /* Log force: everything done before is durable. datawait: dirty file data of the lower XFS first. */
 int mxfs_lower_sync(struct mxfs_sb_info *sbi);
+/* Log force alone: what was changed in metadata is durable. One for many callers. */
+int mxfs_lower_commit(struct mxfs_sb_info *sbi);
 /* At the end of a mount as holder: removes what was left parked, as far as nobody has it open. Not inside the gate. */
 void mxfs_lower_sweep_orphans(struct mxfs_sb_info *sbi);
 void mxfs_lower_shutdown(struct mxfs_sb_info *sbi); /* XFS_IOC_GOINGDOWN, no log flush */

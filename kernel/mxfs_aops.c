@@ -334,17 +334,20 @@ static vm_fault_t mxfs_fault(struct vm_fault *vmf)
 {
 	struct inode *inode = file_inode(vmf->vma->vm_file);
 	struct mxfs_inode *mi = MXFS_I(inode);
+	/* A store goes on to page_mkwrite: an upgrade there would have to give the page back first. */
+	bool store = (vmf->flags & FAULT_FLAG_WRITE) && (vmf->vma->vm_flags & VM_SHARED);
+	int mode = store ? MXFS_MODE_EX : MXFS_MODE_PR;
 	vm_fault_t ret;
 	int err;
 
 	ihold(inode);
-	err = mxfs_lock_get(&mi->lock, MXFS_MODE_PR, 0);
+	err = mxfs_lock_get(&mi->lock, mode, 0);
 	if (err) {
 		ret = vmf_error(err);
 	} else {
 		err = mxfs_attr_refresh(inode);
 		ret = err ? vmf_error(err) : filemap_fault(vmf);
-		mxfs_lock_put(&mi->lock, MXFS_MODE_PR);
+		mxfs_lock_put(&mi->lock, mode);
 	}
 	iput(inode);
 	return ret;

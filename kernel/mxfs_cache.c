@@ -20,6 +20,7 @@
 
 #include "mxfs_vfs.h"
 
+#define MXFS_MAPPED_HOLD_MS 10
 #define MXFS_DROP_TRIES 16 /* rounds of writing out and dropping, against stores through mappings */
 
 /*
@@ -156,10 +157,22 @@ static void mxfs_inode_unpin(struct mxfs_lock *lk)
 	iput(lk->owner);
 }
 
+/*
+ * A store through a mapping takes a fault and then page_mkwrite, each under a lock of its own. If every BAST came
+ * between the two, two nodes that store in turns would take the page from each other for ever.
+ */
+static unsigned long mxfs_inode_hold(struct mxfs_lock *lk)
+{
+	struct inode *inode = lk->owner;
+
+	return mapping_mapped(inode->i_mapping) ? msecs_to_jiffies(MXFS_MAPPED_HOLD_MS) : 0;
+}
+
 const struct mxfs_lock_ops mxfs_inode_lock_ops = {
 	.demote = mxfs_inode_demote,
 	.get = mxfs_inode_pin,
 	.put = mxfs_inode_unpin,
+	.hold = mxfs_inode_hold,
 };
 
 /* OPEN protects no cache: there is nothing to do before it is lowered. */

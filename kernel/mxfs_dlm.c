@@ -38,6 +38,9 @@
 #include <linux/slab.h>
 #include <linux/timekeeping.h>
 
+/* Uses in a row that a BAST waits for after one grant, where ops->hold says that they belong together. */
+#define MXFS_LOCK_GRACES 4
+
 #define MXFS_LF_WORK 1	     /* demote work is queued or running, the owner is pinned */
 #define MXFS_LF_DEMOTING 2   /* ops->demote runs */
 #define MXFS_LF_CANCELLED 4  /* the outstanding request was given up */
@@ -305,6 +308,14 @@ static void mxfs_lock_stop_waiting(struct mxfs_lock *lk, int mode)
 	lk->credits = min(lk->credits, mxfs_lock_waiters_served(lk));
 }
 
+/* Jiffies for which users are still let in in spite of a BAST; under lk->spin, or as a hint. */
+static unsigned long mxfs_lock_held_for(struct mxfs_lock *lk)
+{
+	unsigned long until = READ_ONCE(lk->hold_until), now = jiffies;
+
+	return time_before(now, until) ? until - now : 0;
+}
+
 static bool mxfs_lock_demotable(struct mxfs_lock *lk)
 {
 	int to;
@@ -381,6 +392,10 @@ static void mxfs_lock_work(struct work_struct *work)
 	bool again;
 
 	do {
+		unsigned long hold = mxfs_lock_held_for(lk);
+
+		if (hold)
+			schedule_timeout_uninterruptible(hold);
 		mxfs_lock_demote(lk);
 		spin_lock(&lk->spin);
 		again = mxfs_lock_demotable(lk);
@@ -517,6 +532,8 @@ static int mxfs_lock_denied(struct mxfs_lock_wait *w)
 			/* Somebody shares it who may want the same: give up and queue for it. */
 			WRITE_ONCE(lk->bast, MXFS_MODE_EX);
 			lk->credits = 0;
+			lk->graces = 0;
+			WRITE_ONCE(lk->hold_until, jiffies);
 			w->kick = true;
 		}
 		return 0;
@@ -550,7 +567,7 @@ static int mxfs_lock_step(struct mxfs_lock_wait *w)
 		}
 	}
 	if (mxfs_mode_covers[lk->mode][w->mode]) {
-		if (lk->bast == MXFS_MODE_NL || lk->credits ||
+		if (lk->bast == MXFS_MODE_NL || lk->credits || mxfs_lock_held_for(lk) ||
 		    mxfs_mode_covers[mxfs_mode_target(lk->mode, lk->bast)][w->mode]) {
 			if (lk->credits)
 				lk->credits--;
@@ -673,7 +690,8 @@ int mxfs_lock_get(struct mxfs_lock *lk, int mode, unsigned int flags)
 		return -EINVAL;
 	spin_lock(&lk->spin);
 	if (mxfs_mode_covers[lk->mode][mode] && !mxfs_gate_fenced(&lk->sbi->gate) &&
-	    (lk->bast == MXFS_MODE_NL || mxfs_mode_covers[mxfs_mode_target(lk->mode, lk->bast)][mode])) {
+	    (lk->bast == MXFS_MODE_NL || mxfs_lock_held_for(lk) ||
+	     mxfs_mode_covers[mxfs_mode_target(lk->mode, lk->bast)][mode])) {
 		lk->users[mode]++;
 		got = true;
 	}
@@ -692,6 +710,14 @@ void mxfs_lock_put(struct mxfs_lock *lk, int mode)
 	spin_lock(&lk->spin);
 	if (!WARN_ON_ONCE(lk->users[mode] <= 0))
 		lk->users[mode]--;
+	if (lk->bast != MXFS_MODE_NL && lk->graces && lk->ops && lk->ops->hold) {
+		unsigned long hold = lk->ops->hold(lk);
+
+		if (hold) {
+			lk->graces--;
+			WRITE_ONCE(lk->hold_until, jiffies + hold);
+		}
+	}
 	recall = mxfs_lock_demotable(lk);
 	spin_unlock(&lk->spin);
 	if (recall && !mxfs_lock_kick(lk))
@@ -924,7 +950,7 @@ static void mxfs_lock_granted(struct mxfs_lock *lk, int mode)
 	lk->want = MXFS_MODE_NL;
 	lk->flags &= ~(MXFS_LF_CANCELLED | MXFS_LF_NOQUEUE);
 	mxfs_lock_set_mode(lk, mode);
-	lk->granted_at = jiffies;
+	lk->graces = MXFS_LOCK_GRACES;
 	lk->credits = mxfs_lock_waiters_served(lk);
 }
 

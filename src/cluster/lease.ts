@@ -100,17 +100,15 @@ export class LeaseKeeper {
   }
 
   /**
-   * No heartbeat and no renewal for the node timeout, and no connection now; or a later incarnation has come; or no heartbeat for twice as
-   * long, whatever the connection: it has lost its path to the disk, and could not find out that it was fenced.
+   * Neither a heartbeat nor a lease message for the node timeout, or a later incarnation has come. A connection that is
+   * merely open proves nothing: it outlives its other end by minutes.
    */
   isDead(node: number, incarnation: number): boolean {
     const account = this.#accounts.get(node);
     if (account === undefined || account.incarnation !== incarnation) return false;
-    const timeout = this.state.timings.nodeTimeoutMs;
-    const connected = this.state.connected.get(node) === incarnation;
-    if (this.state.mistakes.has("preempt-living-holder")) return !connected;
-    if (account.provenDead || this.heartbeatSilentMs(node, incarnation) >= 2 * timeout) return true;
-    return this.silentMs(node, incarnation) >= timeout && !connected;
+    if (this.state.mistakes.has("preempt-living-holder"))
+      return this.state.connected.get(node) !== incarnation;
+    return account.provenDead || this.silentMs(node, incarnation) >= this.state.timings.nodeTimeoutMs;
   }
 
   /**

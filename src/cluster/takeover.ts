@@ -2,7 +2,7 @@
 /**
  * Taking a dead holder over. contest() decides who does it, takeOver() does it; both read from top to bottom.
  *
- *   holder dead (no heartbeat and no connection for the node timeout, or a later incarnation of its node has come)
+ *   holder dead (no heartbeat and no lease message for the node timeout, or a later incarnation of its node has come)
  *     -> survivors, lowest rank first, PREEMPT the key that has the reservation; later ranks wait a step longer each and
  *        look at the reservation first -> the target lets one of them win
  *     -> winner: slot "needs recovery", the dead one's lease waited out, every key that is not of the view fenced, gate

@@ -23,6 +23,7 @@ import { type Command, LockEngine, type LockInfo } from "../dlm/engine.js";
 import { MXFS_DISK_LOCK_RECORD_COUNT_DEFAULT, type Role, Role as RoleNumber } from "../wire/abi.js";
 import { type EntryValue, encodeValuedEntries, type ValuedEntry } from "../wire/lock_entry.js";
 import { encodeProbe } from "../wire/probe.js";
+import { BulkLocks } from "../workers/bulk.js";
 import { LockDispatch } from "../workers/dispatch.js";
 import { KernelLink } from "../workers/kernel_link.js";
 import { serviceVolume } from "../workers/lan_disk.js";
@@ -55,8 +56,8 @@ import { formatResource, NameError, parseResource, type ResourceName } from "./r
 import { probeVolume, type Volume, VolumeRegistry } from "./volume.js";
 
 /** Capacity of the lock table; memory is used as it fills. */
-const RESOURCES_MAX = 1 << 20;
-const LOCKS_MAX = 1 << 20;
+const RESOURCES_MAX = 1 << 22;
+const LOCKS_MAX = 1 << 22;
 const KERNEL_THREAD = 4;
 const DUMP_PAGE = 200;
 const SOCKET_DIRECTORY = "/run/mxfs";
@@ -145,6 +146,7 @@ class Daemon {
   #discovery: Discovery | null = null;
   #locks: ClientLocks | null = null;
   #detector: DeadlockDetector | null = null;
+  #bulk: BulkLocks | null = null;
   #engine: LockEngine | null = null;
   #link: KernelLink | null = null;
   #attached: Attached | null = null;
@@ -585,7 +587,7 @@ class Daemon {
       case "status":
         return { status: await this.#describe() };
       case "dump":
-        return this.#dump(body);
+        return await this.#dump(body);
       case "stop":
         if (this.#options.mountId !== null) {
           throw new ControlError(
@@ -641,7 +643,7 @@ class Daemon {
     return typeof text === "object" && text !== null && !Array.isArray(text) ? (text as JsonObject) : {};
   }
 
-  #dump(body: JsonObject): JsonObject {
+  async #dump(body: JsonObject): Promise<JsonObject> {
     const engine = this.#engine;
     const volume = this.#volume;
     if (engine === null || volume === null) {
@@ -655,7 +657,12 @@ class Daemon {
         : {}),
       ...(body.contended === true ? { contended: true } : {}),
     };
-    const page = engine.dumpPage(filter, after, DUMP_PAGE);
+    this.#bulk ??= new BulkLocks(engine, {
+      threadsMax: 1,
+      fatal: (error) => this.#fatal("bulk", messageOf(error)),
+      warn: (text) => this.#say("warn", text),
+    });
+    const page = await this.#bulk.dumpPage(filter, after, DUMP_PAGE);
     return { locks: page.locks.map((lock) => this.#row(lock)), next: page.next };
   }
 
@@ -694,6 +701,7 @@ class Daemon {
       rmSync(SOCKET_DEFAULT, { force: true });
     }
     await this.#discovery?.close();
+    await this.#bulk?.close();
     this.#words.stopping = true;
     signalWakeFd(this.#wakeFd);
     const workers = Array.from(this.#workers.values());

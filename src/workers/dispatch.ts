@@ -11,6 +11,7 @@ import { type Command, RESULT } from "../dlm/engine.js";
 import { Outbox, type Outcome } from "../dlm/outbox.js";
 import { MXFS_LOCK_CLIENT_KERNEL, MXFS_LOCK_ENTRY_SIZE, MXFS_NL_LOCKS_MAX, WireType } from "../wire/abi.js";
 import { decodeLockEntry, describeLockEntry, entrySize, lockClientAt } from "../wire/lock_entry.js";
+import type { OutcomeRun } from "./bulk_task.js";
 import type { KernelLink } from "./kernel_link.js";
 import type { LogFields, LogLevel, NodeWords, OutFrame, WireTypeNumber } from "./protocol.js";
 
@@ -59,16 +60,15 @@ export class LockDispatch {
         );
       }
     }
-    this.#logRefusal(engine);
+    this.refused(engine.table.refusal);
+    engine.table.refusal = null;
   }
 
   /** The table had no room: said once, and again when it has happened twice as often. */
-  #logRefusal(engine: LockEngine): void {
-    const { refusal } = engine.table;
+  refused(refusal: string | null): void {
     if (refusal === null) {
       return;
     }
-    engine.table.refusal = null;
     this.#refusals++;
     if (Number.isInteger(Math.log2(this.#refusals))) {
       this.#targets.log("error", `locks are refused with ENOLCK: ${refusal}`, { times: this.#refusals });
@@ -81,6 +81,18 @@ export class LockDispatch {
     this.outbox.drain(MXFS_NL_LOCKS_MAX, (node, type, entries, client) =>
       this.#route(node, type, entries, client),
     );
+    this.#post();
+  }
+
+  /** Sends what an engine of the bulk pool said. */
+  sendRuns(runs: readonly OutcomeRun[]): void {
+    for (const run of runs) {
+      this.#route(run.node, run.type, run.entries, run.client);
+    }
+    this.#post();
+  }
+
+  #post(): void {
     if (this.#frames.length > 0) {
       const frames = this.#frames;
       this.#frames = [];

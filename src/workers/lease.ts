@@ -26,6 +26,7 @@ import { lockstateSize } from "../disk/lockstate.js";
 import { type JournalRecord, journalStateName } from "../disk/record.js";
 import { LockEngine } from "../dlm/engine.js";
 import { Role } from "../wire/abi.js";
+import { BulkLocks } from "./bulk.js";
 import {
   locateLockstate,
   openReservations,
@@ -98,6 +99,8 @@ const dispatch = new LockDispatch({
   toControl: (type, entries) => shell.toMain({ kind: "control-locks", type, entries }),
   log: shell.log,
 });
+
+const bulk = new BulkLocks(engine, { fatal: shell.fatal, warn: (text) => shell.log("warn", text) });
 
 /** A request to the kernel that is answered by DONE; without a kernel it is well at once. */
 function ask(command: (reqId: bigint) => KernelCommand, reqId = ++nextRequest): Promise<RoleChangeResult> {
@@ -331,15 +334,14 @@ const locks: LocksPort = {
     words.epoch = epoch;
     words.nextEpoch = epoch;
     words.holder = currentView?.holder ?? 0;
-    engine.resume(epoch, dispatch.outbox, () => dispatch.end());
-    dispatch.end();
+    // What a large table still has to do is done by the bulk pool; the service runs meanwhile.
+    bulk.resume(epoch, dispatch).catch(shell.fatal);
     shell.toMain({ kind: "resumed", epoch });
     announce();
     showView();
   },
   purge(node) {
-    engine.purgeNode(node, dispatch.outbox, () => dispatch.end());
-    dispatch.end();
+    bulk.purge(node, dispatch).catch(shell.fatal);
   },
 };
 

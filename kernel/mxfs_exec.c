@@ -22,10 +22,17 @@
  * Limits, per member: MXFS_EXEC_PARTIAL_MAX requests in parts, MXFS_EXEC_KNOWN_MAX known ones; beyond them RETRY. What
  * a well-behaved member may send stays below.
  *
- * Known weakness: replies are sent when the operation is done in memory; it survives the holder's death only after the member's
- * next syncfs or fsync. A takeover needs the committed-sequence report first.
+ * Acknowledged means it stays: before an operation that changed something is answered, the data of a write is written out and
+ * the log forced, one force for all that wait for one. So after the holder's death only unanswered operations are in doubt.
+ * They come again to the next holder, marked REPLAY, while the member still has its DLM locks: nobody else can have
+ * changed the object since. There "exists already" (and is what was to be made), "is gone already" and the like mean that the
+ * earlier holder had done it.
+ *
+ * Known weakness: two kinds of operations cannot be told done from not done, and are refused with EIO when they are replayed: an
+ * exchanging rename, and inserting or collapsing a range.
  */
 #include <linux/cred.h>
+#include <linux/falloc.h>
 #include <linux/fs_struct.h>
 #include <linux/mm.h>
 #include <linux/slab.h>
@@ -105,8 +112,14 @@ struct mxfs_exec {
 
 static void send_reply(struct mxfs_exec *exec, u32 node, u64 seq, const void *reply, u32 len)
 {
-	int err = mxfs_nl_send_fsop(exec->sbi, MXFS_CMD_FSOP_REPLY, node, seq, reply, len, GFP_KERNEL);
+	int err;
 
+	if (node == exec->sbi->node) {
+		/* Left over from when this node was a member. */
+		mxfs_remote_receive(exec->sbi, seq, 0, len, reply, len);
+		return;
+	}
+	err = mxfs_nl_send_fsop(exec->sbi, MXFS_CMD_FSOP_REPLY, node, seq, reply, len, GFP_KERNEL);
 	/* The member asks again after the next view; said, because until then somebody waits. */
 	if (err)
 		mxfs_warn(exec->sbi, "the reply %llu to node %08x could not be sent (%d)", seq, node, err);
@@ -499,6 +512,105 @@ static int execute(struct mxfs_sb_info *sbi, struct mxfs_lower *lower, struct re
 	return -EOPNOTSUPP;
 }
 
+/* ---------------------------------------------------------------- replay */
+
+static bool cannot_be_replayed(const struct mxfs_fsop_parsed *p)
+{
+	u32 flags = le32_to_cpu(p->args.flags);
+
+	return (p->op == MXFS_FSOP_RENAME && (flags & RENAME_EXCHANGE)) ||
+	       (p->op == MXFS_FSOP_FALLOCATE && (flags & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE)));
+}
+
+/* What stands under the name is new, and as the request would have made it. */
+static bool looks_made(const struct mxfs_fsop_parsed *p, const struct mxfs_attr *attr)
+{
+	u32 type = le32_to_cpu(p->args.mode) & S_IFMT;
+
+	if ((attr->mode & S_IFMT) != type || (!(p->flags & MXFS_REQ_KERNEL) && attr->uid != p->fsuid))
+		return false;
+	return attr->nlink == (type == S_IFDIR ? 2 : 1) && (type != S_IFREG || !attr->size);
+}
+
+static bool is_target(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, const struct mxfs_fsop_parsed *p)
+{
+	char *buf = kmalloc(MXFS_PATH_LEN_MAX, GFP_KERNEL);
+	bool same;
+	int len;
+
+	if (!buf)
+		return false;
+	len = mxfs_local_backend.readlink(sbi, fh, buf, MXFS_PATH_LEN_MAX);
+	same = len == p->name2_len && !memcmp(buf, p->name2, len);
+	kfree(buf);
+	return same;
+}
+
+/* A replayed operation failed with `err`: 0 if it had been done by the earlier holder, else `err`. */
+static int done_before(struct mxfs_sb_info *sbi, const struct mxfs_fsop_parsed *p, struct outcome *out, int err)
+{
+	const struct mxfs_backend *be = &mxfs_local_backend;
+	struct mxfs_fh dir, fh2;
+	struct mxfs_attr there;
+	bool done = false;
+
+	mxfs_fsop_get_handle(&dir, &p->args.h);
+	mxfs_fsop_get_handle(&fh2, &p->args.h2);
+	switch (p->op) {
+	case MXFS_FSOP_MAKE:
+	case MXFS_FSOP_SYMLINK:
+	case MXFS_FSOP_LINK:
+		if (err != -EEXIST || be->lookup(sbi, &dir, p->name, p->name_len, &there))
+			return err;
+		if (p->op == MXFS_FSOP_MAKE)
+			done = looks_made(p, &there);
+		else if (p->op == MXFS_FSOP_SYMLINK)
+			done = S_ISLNK(there.mode) && is_target(sbi, &there.fh, p);
+		else
+			done = there.fh.ino == fh2.ino && there.fh.gen == fh2.gen;
+		if (done)
+			out->attr = there;
+		break;
+	case MXFS_FSOP_UNLINK:
+		done = err == -ENOENT;
+		break;
+	case MXFS_FSOP_RENAME:
+		done = err == -ENOENT && !be->lookup(sbi, &fh2, p->name2, p->name2_len, &there);
+		break;
+	case MXFS_FSOP_SETXATTR:
+		return err == -EEXIST ? 0 : err;
+	case MXFS_FSOP_REMOVEXATTR:
+		return err == -ENODATA ? 0 : err;
+	default:
+		return err;
+	}
+	if (!done)
+		return err;
+	if (p->op == MXFS_FSOP_RENAME) {
+		if (be->getattr(sbi, &dir, &out->attr))
+			out->attr.fh.ino = 0;
+		if (be->getattr(sbi, &fh2, &out->attr2))
+			out->attr2.fh.ino = 0;
+	} else if (be->getattr(sbi, &dir, &out->attr2)) {
+		out->attr2.fh.ino = 0;
+	}
+	return 0;
+}
+
+/* What was done is durable before it is answered. */
+static int make_durable(struct mxfs_sb_info *sbi, const struct request *req, const struct outcome *out)
+{
+	struct mxfs_fh fh;
+	int err = 0;
+
+	if (req->readonly || req->lock || req->op == MXFS_FSOP_FSYNC || req->op == MXFS_FSOP_SYNCFS)
+		return 0;
+	mxfs_fsop_get_handle(&fh, &req->parsed.args.h);
+	if (req->op == MXFS_FSOP_WRITE && out->reply->value)
+		err = mxfs_lower_write_out(sbi, &fh, le64_to_cpu(req->parsed.args.offset), le64_to_cpu(out->reply->value));
+	return err ? err : mxfs_lower_commit(sbi);
+}
+
 /* Puts the caller's identity on, executes, takes it off. */
 static int execute_as(struct mxfs_sb_info *sbi, struct mxfs_lower *lower, struct request *req, struct outcome *out)
 {
@@ -515,7 +627,13 @@ static int execute_as(struct mxfs_sb_info *sbi, struct mxfs_lower *lower, struct
 	old_umask = current->fs->umask;
 	current->fs->umask = req->parsed.umask;
 	old_cred = override_creds(cred);
-	err = execute(sbi, lower, req, out);
+	if ((req->parsed.flags & MXFS_REQ_REPLAY) && cannot_be_replayed(&req->parsed)) {
+		err = -EIO;
+	} else {
+		err = execute(sbi, lower, req, out);
+		if (err < 0 && (req->parsed.flags & MXFS_REQ_REPLAY))
+			err = done_before(sbi, &req->parsed, out, err);
+	}
 	revert_creds(old_cred);
 	current->fs->umask = old_umask;
 	put_cred(cred);
@@ -573,6 +691,8 @@ static struct mxfs_fsop_reply *do_request(struct mxfs_sb_info *sbi, struct reque
 		kvfree(out->reply);
 		return NULL;
 	}
+	if (!err)
+		err = make_durable(sbi, req, out);
 	out->reply->error = cpu_to_le32(mxfs_fsop_put_error(err));
 	if (err)
 		out->data_len = 0;

@@ -27,6 +27,7 @@
 #include <linux/iversion.h>
 #include <linux/mount.h>
 #include <linux/namei.h>
+#include <linux/pagemap.h>
 #include <linux/posix_acl.h>
 #include <linux/slab.h>
 #include <linux/xattr.h>
@@ -1099,6 +1100,22 @@ static ssize_t local_write(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u
 	}
 	mxfs_lower_node_put(lower, node);
 	return done;
+}
+
+int mxfs_lower_write_out(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64 pos, u64 len)
+{
+	struct mxfs_lower *lower;
+	struct mxfs_lower_node *node;
+	struct file *file;
+	int err = begin_file(sbi, fh, &lower, &node, &file);
+
+	if (err)
+		return err;
+	err = filemap_write_and_wait_range(file->f_mapping, pos, pos + len - 1);
+	/* The end of I/O may have converted extents. */
+	meta_changed(lower);
+	mxfs_lower_node_put(lower, node);
+	return err;
 }
 
 static int local_fsync(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, bool datasync)

@@ -587,6 +587,26 @@ out:
 	return err;
 }
 
+int mxfs_lower_commit(struct mxfs_sb_info *sbi)
+{
+	struct mxfs_lower *lower = sbi->lower;
+	s64 meta, want;
+	int err = 0;
+
+	if (!lower || atomic_read(&lower->dead))
+		return -EIO;
+	want = atomic64_read(&lower->meta_changes);
+	mutex_lock(&lower->sync_mutex);
+	if (lower->meta_synced < want) {
+		meta = atomic64_read(&lower->meta_changes);
+		err = lower->sb->s_op->sync_fs(lower->sb, 1);
+		if (!err)
+			lower->meta_synced = meta;
+	}
+	mutex_unlock(&lower->sync_mutex);
+	return err;
+}
+
 void mxfs_lower_shutdown(struct mxfs_sb_info *sbi)
 {
 	struct mxfs_lower *lower;

@@ -91,6 +91,8 @@ void mxfs_lower_node_put(struct mxfs_lower *lower, struct mxfs_lower_node *node)
 /* The node's one file; it lives as long as the node. */
 struct file *mxfs_lower_node_file(struct mxfs_lower *lower, struct mxfs_lower_node *node);
 void mxfs_lower_forget(struct mxfs_lower *lower, const struct mxfs_fh *fh);
+/* Dirty data of that range is on the disk; its metadata after the next commit. */
+int mxfs_lower_write_out(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64 pos, u64 len);
 /* Closes by the worker; the only way a lower file is closed. Takes any context that may queue work. */
 void mxfs_lower_close(struct mxfs_lower *lower, struct file *file);
 

@@ -20,8 +20,9 @@
  * Limits: MXFS_FSOP_INFLIGHT_MAX calls, MXFS_FSOP_WINDOW_MAX numbers above acked: further callers wait.
  * MXFS_FSOP_LOCK_WAITS_MAX waiting SETLKs: further ones get ENOLCK.
  *
- * Known weakness: if this node becomes the holder while calls are pending (takeover) they end with EIO, except
- * waiting SETLKs, which are asked again at the local back end.
+ * Another holder: what is pending is sent to it, marked REPLAY, since the earlier one may have executed it. If this node
+ * itself has become the holder the requests go to its own executor, and the answers come back, without the daemon; waiting
+ * SETLKs end, and their callers ask the local back end.
  */
 #include <linux/completion.h>
 #include <linux/hashtable.h>
@@ -40,6 +41,7 @@ struct call {
 	struct hlist_node hash;
 	struct list_head list; /* of pending or lock_waits, by seq */
 	u64 seq, epoch;	       /* epoch: of the last sending */
+	u32 first_holder;      /* that it was sent to */
 	u32 op;
 	bool lock_wait;
 	bool retry; /* answered RETRY, to be sent again */
@@ -160,6 +162,7 @@ static void call_send(struct mxfs_remote *remote, struct call *call)
 	struct mxfs_sb_info *sbi = remote->sbi;
 	struct mxfs_fsop_request *req = call->payload;
 	unsigned int nofs;
+	u32 holder;
 	u64 low;
 	int err;
 
@@ -169,6 +172,11 @@ static void call_send(struct mxfs_remote *remote, struct call *call)
 	spin_unlock(&remote->lock);
 	WRITE_ONCE(call->retry, false);
 	call->epoch = READ_ONCE(sbi->epoch);
+	holder = READ_ONCE(sbi->holder);
+	if (!call->first_holder)
+		call->first_holder = holder;
+	else if (call->first_holder != holder)
+		req->flags |= cpu_to_le32(MXFS_REQ_REPLAY);
 	req->seq = cpu_to_le64(call->seq);
 	req->acked = cpu_to_le64(low);
 	req->epoch = cpu_to_le64(call->epoch);
@@ -176,7 +184,10 @@ static void call_send(struct mxfs_remote *remote, struct call *call)
 	req->incarnation = cpu_to_le32(sbi->incarnation);
 	/* Write-back and reclaim come here. */
 	nofs = memalloc_nofs_save();
-	err = mxfs_nl_send_fsop(sbi, MXFS_CMD_FSOP_REQUEST, 0, call->seq, call->payload, call->len, GFP_NOFS);
+	if (READ_ONCE(sbi->role) == MXFS_ROLE_HOLDER)
+		err = mxfs_exec_receive(sbi, sbi->node, call->seq, 0, call->len, call->payload, call->len);
+	else
+		err = mxfs_nl_send_fsop(sbi, MXFS_CMD_FSOP_REQUEST, 0, call->seq, call->payload, call->len, GFP_NOFS);
 	memalloc_nofs_restore(nofs);
 	mutex_unlock(&remote->send_mutex);
 	if (err) {
@@ -271,22 +282,19 @@ static void retry_work(struct work_struct *work)
 	send_again(container_of(to_delayed_work(work), struct mxfs_remote, retry), false);
 }
 
-/* Takes what is pending out, with an error of its own for waiting SETLKs. */
-static void end_all(struct mxfs_remote *remote, int error, int lock_error)
+static void end_all(struct mxfs_remote *remote, struct list_head *list, int error)
 {
 	struct call *call;
 
 	for (;;) {
 		spin_lock(&remote->lock);
-		call = list_first_entry_or_null(&remote->pending, struct call, list);
-		if (!call)
-			call = list_first_entry_or_null(&remote->lock_waits, struct call, list);
+		call = list_first_entry_or_null(list, struct call, list);
 		if (call)
 			refcount_inc(&call->ref);
 		spin_unlock(&remote->lock);
 		if (!call)
 			break;
-		call_end(remote, call, call->lock_wait ? lock_error : error);
+		call_end(remote, call, error);
 		call_put(call);
 	}
 }
@@ -972,9 +980,8 @@ void mxfs_remote_resend(struct mxfs_sb_info *sbi)
 	struct mxfs_remote *remote = sbi->remote;
 
 	if (sbi->role == MXFS_ROLE_HOLDER)
-		end_all(remote, -EIO, MXFS_LOCKTAB_RETRY);
-	else
-		send_again(remote, true);
+		end_all(remote, &remote->lock_waits, MXFS_LOCKTAB_RETRY);
+	send_again(remote, true);
 }
 
 void mxfs_remote_fail(struct mxfs_sb_info *sbi, int error)
@@ -987,5 +994,6 @@ void mxfs_remote_fail(struct mxfs_sb_info *sbi, int error)
 	remote->error = error;
 	spin_unlock(&remote->lock);
 	wake_up_all(&remote->room);
-	end_all(remote, error, error);
+	end_all(remote, &remote->pending, error);
+	end_all(remote, &remote->lock_waits, error);
 }

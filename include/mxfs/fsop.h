@@ -145,6 +145,7 @@ struct mxfs_fsop_request {
 	__le64 reserved[2];
 };
 #define MXFS_REQ_KERNEL 1 /* written back by the kernel, not on behalf of a process: no permission checks */
+#define MXFS_REQ_REPLAY 2 /* sent to an earlier holder, which may have executed it: what is done already is well done */
 
 /*
  * Arguments, one shape for all operations; 136 bytes. Fields an operation does not use are zero.

@@ -164,6 +164,7 @@ struct mxfs_lock {
 	u64 gen;			/* rises whenever the granted mode has been below PR: cached facts of an older gen are void */
 	bool dirtied;			/* something was changed under EX since it was granted or last made durable */
 	int error;			/* of the last denial */
+	unsigned long granted_at;	/* jiffies */
 	unsigned long hold_until;	/* jiffies: users are let in until then in spite of a BAST */
 	struct work_struct work;	/* demote; the owner is pinned while it is queued */
 };

@@ -40,6 +40,9 @@
 
 /* Uses in a row that a BAST waits for after one grant, where ops->hold says that they belong together. */
 #define MXFS_LOCK_GRACES 4
+/* How long after a grant a writer keeps the lock in spite of a BAST, while his pauses are no longer than the gap. */
+#define MXFS_LOCK_TENURE_MS 60
+#define MXFS_LOCK_GAP_MS 8
 
 #define MXFS_LF_WORK 1	     /* demote work is queued or running, the owner is pinned */
 #define MXFS_LF_DEMOTING 2   /* ops->demote runs */
@@ -703,6 +706,26 @@ int mxfs_lock_get(struct mxfs_lock *lk, int mode, unsigned int flags)
 	return mxfs_lock_get_slow(lk, mode, flags);
 }
 
+/*
+ * A use has ended and somebody else wants the lock. Uses that belong together are let through; and who writes piece
+ * after piece keeps the lock for a tenure, since handing it over costs a hundred times what a piece does. Reading
+ * does not count: who waits to read another node's answer must not keep that node from writing it.
+ */
+static void mxfs_lock_hold(struct mxfs_lock *lk, int mode)
+{
+	unsigned long hold;
+
+	if (mode > MXFS_MODE_PR && time_before(jiffies, lk->granted_at + msecs_to_jiffies(MXFS_LOCK_TENURE_MS))) {
+		WRITE_ONCE(lk->hold_until, jiffies + msecs_to_jiffies(MXFS_LOCK_GAP_MS));
+		return;
+	}
+	hold = lk->graces ? lk->ops->hold(lk) : 0;
+	if (hold) {
+		lk->graces--;
+		WRITE_ONCE(lk->hold_until, jiffies + hold);
+	}
+}
+
 void mxfs_lock_put(struct mxfs_lock *lk, int mode)
 {
 	bool recall;
@@ -710,14 +733,8 @@ void mxfs_lock_put(struct mxfs_lock *lk, int mode)
 	spin_lock(&lk->spin);
 	if (!WARN_ON_ONCE(lk->users[mode] <= 0))
 		lk->users[mode]--;
-	if (lk->bast != MXFS_MODE_NL && lk->graces && lk->ops && lk->ops->hold) {
-		unsigned long hold = lk->ops->hold(lk);
-
-		if (hold) {
-			lk->graces--;
-			WRITE_ONCE(lk->hold_until, jiffies + hold);
-		}
-	}
+	if (lk->bast != MXFS_MODE_NL && lk->ops && lk->ops->hold)
+		mxfs_lock_hold(lk, mode);
 	recall = mxfs_lock_demotable(lk);
 	spin_unlock(&lk->spin);
 	if (recall && !mxfs_lock_kick(lk))
@@ -950,6 +967,7 @@ static void mxfs_lock_granted(struct mxfs_lock *lk, int mode)
 	lk->want = MXFS_MODE_NL;
 	lk->flags &= ~(MXFS_LF_CANCELLED | MXFS_LF_NOQUEUE);
 	mxfs_lock_set_mode(lk, mode);
+	lk->granted_at = jiffies;
 	lk->graces = MXFS_LOCK_GRACES;
 	lk->credits = mxfs_lock_waiters_served(lk);
 }

@@ -50,10 +50,14 @@ enum mxfs_disk_record_type {
  *   88 cluster key[32]   120 member count u32   124 extent count u32
  *   128 members[64] {node u32, incarnation u32, slot u32, state u32 (enum mxfs_node_state)}: 1024 bytes
  *   1152 extents[32] {file offset u64, device offset u64, length u64} in bytes: 768 bytes
- *   1920.. zero
+ *   1920 owners of the lock record chunks[2048] u8: heartbeat slot + 1; 0: nobody's
+ *   3968.. zero
  */
 #define MXFS_DISK_HEADER_MEMBERS_OFFSET 128
 #define MXFS_DISK_HEADER_EXTENTS_OFFSET 1152
+#define MXFS_DISK_HEADER_CHUNKS_OFFSET 1920
+#define MXFS_DISK_LOCK_CHUNK_COUNT_MAX 2048
+#define MXFS_DISK_LOCK_CHUNK_RECORDS 256
 
 /*
  * Heartbeat, after the prefix (prefix.sequence is the counter; it moves, so the node lives):
@@ -72,5 +76,16 @@ enum mxfs_journal_state {
 	MXFS_JOURNAL_NEEDS_RECOVERY = 3,
 	MXFS_JOURNAL_RECOVERING = 4,
 };
+
+/*
+ * Lock record, after the prefix:
+ *   40 resource (struct mxfs_resource)   72 lock id u64   80 owner node u32   84 mode u32 (enum mxfs_mode; NL: released)
+ *   88 writer node u32   92 writer incarnation u32
+ * A node's chunks, in order, are its area: a ring of segments of MXFS_DISK_LOCK_SEGMENT_RECORDS, and slots behind it. Of
+ * the sound records of the header's epoch, written by the chunk's owner, the one with the highest sequence is the state of a
+ * (owner node, lock id).
+ */
+#define MXFS_DISK_LOCK_SEGMENT_RECORDS 64
+#define MXFS_DISK_LOCK_RING_SEGMENTS_MAX 16
 
 #endif /* MXFS_DISK_H */

@@ -13,9 +13,10 @@
  *
  * Known weakness: every change stops the lock service of all nodes for its duration.
  */
+import { dealChunks } from "../disk/lock_records.js";
 import type { DiskHeader, HeaderMember } from "../disk/lockstate.js";
-import { HEADER_MEMBER_STATE } from "../disk/lockstate.js";
-import { MXFS_NODE_COUNT_MAX, NodeState, Role } from "../wire/abi.js";
+import { chunkCount, HEADER_MEMBER_STATE } from "../disk/lockstate.js";
+import { MXFS_DISK_LOCK_CHUNK_COUNT_MAX, MXFS_NODE_COUNT_MAX, NodeState, Role } from "../wire/abi.js";
 import type { ClusterMessageOf, MemberInfo } from "../wire/messages.js";
 import { fenceForSure, fenceSelfAndHalt } from "./eviction.js";
 import { JournalSlots } from "./journal.js";
@@ -551,6 +552,11 @@ export class Coordinator {
       clusterKey: cluster_key,
       members: [...members, ...dead].slice(0, MXFS_NODE_COUNT_MAX),
       extents: location.extents,
+      chunkOwners: dealChunks(
+        header?.chunkOwners ?? new Uint8Array(MXFS_DISK_LOCK_CHUNK_COUNT_MAX),
+        chunkCount(header?.lockRecordCount ?? state.config.lockRecordCount),
+        view.members.map((member) => member.slot),
+      ),
     };
   }
 

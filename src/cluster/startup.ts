@@ -415,8 +415,7 @@ export class Startup {
       };
     }
     if (rejoin) {
-      if ((await this.takeover.contest("dead: no heartbeat")) === "won")
-        return this.inView();
+      if ((await this.takeover.contest("dead: no heartbeat")) === "won") return this.inView();
       return { again: `holder ${hexNode(header.holder)} is dead, and another node may be taking it over` };
     }
     return this.preemptHolder(key, header, "dead: no heartbeat and no connection");

@@ -21,7 +21,7 @@
 import { type DiskHeader, type HeaderMember, headerMismatch } from "../disk/lockstate.js";
 import { JOURNAL_STATE } from "../disk/record.js";
 import { hexKey } from "../disk/reservation.js";
-import { MXFS_DISK_CLUSTER_KEY_SIZE, NodeState, Role } from "../wire/abi.js";
+import { MXFS_DISK_CLUSTER_KEY_SIZE, MXFS_DISK_LOCK_CHUNK_COUNT_MAX, NodeState, Role } from "../wire/abi.js";
 import type { MemberInfo } from "../wire/messages.js";
 import { fenceForSure, fenceKey, fenceSelfAndHalt } from "./eviction.js";
 import type { LeaseKeeper } from "./lease.js";
@@ -222,6 +222,7 @@ export class Takeover {
       clusterKey: ports.random(MXFS_DISK_CLUSTER_KEY_SIZE),
       members: [],
       extents: location.extents,
+      chunkOwners: new Uint8Array(MXFS_DISK_LOCK_CHUNK_COUNT_MAX),
     };
   }
 

@@ -16,11 +16,14 @@ import {
   MXFS_DISK_EXTENT_COUNT_MAX,
   MXFS_DISK_HEADER_A_OFFSET,
   MXFS_DISK_HEADER_B_OFFSET,
+  MXFS_DISK_HEADER_CHUNKS_OFFSET,
   MXFS_DISK_HEADER_EXTENTS_OFFSET,
   MXFS_DISK_HEADER_MEMBERS_OFFSET,
   MXFS_DISK_HEADER_SIZE,
   MXFS_DISK_HEARTBEAT_OFFSET,
   MXFS_DISK_JOURNAL_OFFSET,
+  MXFS_DISK_LOCK_CHUNK_COUNT_MAX,
+  MXFS_DISK_LOCK_CHUNK_RECORDS,
   MXFS_DISK_LOCK_OFFSET,
   MXFS_NODE_ACTIVE,
   MXFS_NODE_COUNT_MAX,
@@ -72,6 +75,8 @@ export interface DiskHeader extends RecordPrefix {
   readonly clusterKey: Uint8Array;
   readonly members: readonly HeaderMember[];
   readonly extents: readonly LockstateExtent[];
+  /** Who writes each chunk of lock records: heartbeat slot + 1, 0 nobody; MXFS_DISK_LOCK_CHUNK_COUNT_MAX of them. */
+  readonly chunkOwners: Uint8Array;
 }
 
 /** Where lockstate lies: found by reading the raw XFS, repeated by the header. */
@@ -97,6 +102,8 @@ export function encodeHeader(header: DiskHeader): Uint8Array {
   }
   if (header.clusterKey.length !== MXFS_DISK_CLUSTER_KEY_SIZE)
     badField(`header: cluster key of ${header.clusterKey.length} bytes`);
+  if (header.chunkOwners.length !== MXFS_DISK_LOCK_CHUNK_COUNT_MAX)
+    badField(`header: ${header.chunkOwners.length} chunk owners, expected ${MXFS_DISK_LOCK_CHUNK_COUNT_MAX}`);
   const bytes = openRecord(MXFS_DISK_HEADER_SIZE, DISK_RECORD_TYPE.HEADER, header);
   const view = viewOf(bytes);
   bytes.set(parseUuid(header.volumeUuid), 40);
@@ -122,7 +129,13 @@ export function encodeHeader(header: DiskHeader): Uint8Array {
     view.setBigUint64(at + 8, BigInt(extent.deviceOffset), true);
     view.setBigUint64(at + 16, BigInt(extent.length), true);
   }
+  bytes.set(header.chunkOwners, MXFS_DISK_HEADER_CHUNKS_OFFSET);
   return sealRecord(bytes);
+}
+
+/** Whole chunks in a lock area of this many records. */
+export function chunkCount(lockRecordCount: number): number {
+  return Math.min(Math.floor(lockRecordCount / MXFS_DISK_LOCK_CHUNK_RECORDS), MXFS_DISK_LOCK_CHUNK_COUNT_MAX);
 }
 
 /** Throws DiskFormatError. */
@@ -161,6 +174,13 @@ export function decodeHeader(bytes: Uint8Array, volume: bigint): DiskHeader {
     }
     members.push(member);
   }
+  const chunk_owners = bytes.slice(
+    MXFS_DISK_HEADER_CHUNKS_OFFSET,
+    MXFS_DISK_HEADER_CHUNKS_OFFSET + MXFS_DISK_LOCK_CHUNK_COUNT_MAX,
+  );
+  if (chunk_owners.some((owner) => owner > MXFS_NODE_COUNT_MAX)) {
+    badField("lockstate header: a chunk of lock records belongs to a slot that does not exist");
+  }
   const extents: LockstateExtent[] = [];
   for (let i = 0; i < extent_count; i++) {
     const at = MXFS_DISK_HEADER_EXTENTS_OFFSET + 24 * i;
@@ -182,6 +202,7 @@ export function decodeHeader(bytes: Uint8Array, volume: bigint): DiskHeader {
     clusterKey: bytes.slice(88, 88 + MXFS_DISK_CLUSTER_KEY_SIZE),
     members,
     extents,
+    chunkOwners: chunk_owners,
   };
 }
 

@@ -30,6 +30,7 @@ import {
 } from "../disk/lockstate.js";
 import type { HeartbeatRecord } from "../disk/record.js";
 import {
+  MXFS_DISK_LOCK_CHUNK_COUNT_MAX,
   MXFS_DISK_LOCK_RECORD_COUNT_DEFAULT,
   MXFS_DISK_RECORD_SIZE_MIN,
   MXFS_NODE_COUNT_MAX,
@@ -131,6 +132,7 @@ export class LanDisk implements DiskPort {
         clusterKey: serviceKey(this.volumeUuid),
         members: [{ node, incarnation, slot: 0, state: HEADER_MEMBER_STATE.ACTIVE }],
         extents: this.#location.extents,
+        chunkOwners: new Uint8Array(MXFS_DISK_LOCK_CHUNK_COUNT_MAX),
       },
     });
   }

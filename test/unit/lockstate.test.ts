@@ -39,6 +39,7 @@ function sample(sequence = 5n): DiskHeader {
       { node: 7, incarnation: 1, slot: 63, state: 2 },
       { node: 9, incarnation: 4, slot: 63, state: 4 },
     ],
+    chunkOwners: Uint8Array.from({ length: 2048 }, (_, chunk) => (chunk < 256 ? 1 + (chunk % 2) : 0)),
     extents: [
       { fileOffset: 0, deviceOffset: 1048576, length: 65536 },
       { fileOffset: 65536, deviceOffset: 8388608, length: 40000000 },

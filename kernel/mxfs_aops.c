@@ -11,8 +11,9 @@
  * it waits for the gate. What could not be sent because the sender was killed or out of memory stays
  * dirty; any other error is kept in the mapping and reported by fsync and close.
  *
- * Known weakness: runs of one file are written one after the other. On the holder mapped pages exist twice, here and in
- * the lower page cache.
+ * Known weakness: a member's buffered write reserves no space; that the volume is full comes out at write-out, and is
+ * told by fsync and close, as with NFS. Runs of one file are written one after the other. On the holder mapped
+ * pages exist twice, here and in the lower page cache.
  */
 #include <linux/backing-dev.h>
 #include <linux/bvec.h>

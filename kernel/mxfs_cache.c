@@ -70,7 +70,8 @@ static void mxfs_inode_clean(struct mxfs_lock *lk, struct inode *inode)
 	if (!err) {
 		err = -ESTALE;
 		/* The one inode where that is enough; it carries the log with everything before it. */
-		if ((S_ISREG(inode->i_mode) || S_ISDIR(inode->i_mode)) && !test_bit(MXFS_VN_GONE, &MXFS_VN(inode)->state))
+		if ((S_ISREG(inode->i_mode) || S_ISDIR(inode->i_mode)) &&
+		    !test_bit(MXFS_VN_GONE, &MXFS_VN(inode)->state))
 			err = sbi->be->fsync(sbi, &mi->fh, false);
 		if (err)
 			err = sbi->be->syncfs(sbi);
@@ -203,7 +204,9 @@ static void mxfs_inode_invalidate(struct inode *inode)
 	forget_all_cached_acls(inode);
 	if (S_ISREG(inode->i_mode))
 		err = mxfs_pages_drop(inode, 0, -1);
-	if (err)
+	if (err && mxfs_gate_fenced(&mxfs_inode_sbi(inode)->gate))
+		truncate_inode_pages(inode->i_mapping, 0); /* dirty ones are lost, as the fence has said; fsync tells */
+	else if (err)
 		mxfs_warn(mxfs_inode_sbi(inode), "inode %lu: dropping its pages failed with %d", inode->i_ino, err);
 }
 

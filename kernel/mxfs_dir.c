@@ -8,13 +8,15 @@
  *
  * Changing operations: EX on the directories and on the objects whose attributes change, in (inode, type, offset)
  * order; then names that may have become stale are looked up once more, and if they lead elsewhere by now it all
- * starts again with what they lead to (with directories by -ESTALE, on which the VFS starts again, once). A directory that changes its parent needs the volume's RENAME
- * lock in EX as well, so that two moves cannot build a loop.
+ * starts again with what they lead to (with directories by -ESTALE, on which the VFS starts again, once). A directory
+ * that changes its parent needs the volume's RENAME lock in EX as well, so that two moves cannot build a loop.
  *
  * The last name of a file: see "Unlinked while open" in mxfs_inode.c and docs/interfaces.md section 1.
  *
- * Known weakness: a rename of a directory whose names other nodes change twice in a row, each time between its
- * lookup and its locks, ends with ESTALE. An open directory that another node removes answers ENOENT or ESTALE, it is not parked.
+ * Known weakness: a rename of a directory whose names other nodes change twice in a row, each time between its lookup
+ * and its locks, ends with ESTALE. An open directory that another node removes is not parked: it lists as ENOENT, and
+ * names below it are ENOENT or ESTALE. ".." of a working directory that another node has moved is found out only when its
+ * path is walked again.
  */
 #include <linux/fs.h>
 #include <linux/namei.h>
@@ -109,6 +111,20 @@ static int mxfs_name_true(struct inode *dir, struct dentry *dentry, const struct
 	return 1;
 }
 
+/*
+ * Who may remove a name from a sticky directory depends on the owner, at which the VFS looks before it calls us.
+ * No error: what cannot be refreshed now is refused or found out by the operation itself.
+ */
+static void mxfs_sticky_refresh(struct inode *dir, struct inode *inode)
+{
+	struct mxfs_inode *mi = MXFS_I(inode);
+
+	if (!(dir->i_mode & S_ISVTX) || mxfs_lock_get(&mi->lock, MXFS_MODE_CR, 0))
+		return;
+	mxfs_attr_refresh(inode);
+	mxfs_lock_put(&mi->lock, MXFS_MODE_CR);
+}
+
 static int mxfs_d_revalidate(struct dentry *dentry, unsigned int flags)
 {
 	struct mxfs_sb_info *sbi = MXFS_SB(dentry->d_sb);
@@ -147,6 +163,8 @@ static int mxfs_d_revalidate(struct dentry *dentry, unsigned int flags)
 		}
 	}
 	mxfs_lock_put(&MXFS_I(dir)->lock, MXFS_MODE_PR);
+	if (ret == 1 && d_really_is_positive(dentry))
+		mxfs_sticky_refresh(dir, d_inode(dentry));
 out:
 	dput(parent);
 	return ret;
@@ -191,6 +209,8 @@ static struct dentry *mxfs_lookup(struct inode *dir, struct dentry *dentry, unsi
 		return ERR_PTR(err);
 	if (IS_ERR(inode))
 		return ERR_CAST(inode);
+	if (inode)
+		mxfs_sticky_refresh(dir, inode);
 	dentry->d_time = token;
 	alias = d_splice_alias(inode, dentry);
 	if (!IS_ERR_OR_NULL(alias))
@@ -374,7 +394,8 @@ static int mxfs_lookup_open(struct inode *dir, struct dentry *dentry, struct fil
  * Permission is checked by the VFS behind this, unless the file was made here. In between other nodes may make and
  * remove the file any number of times.
  */
-static int mxfs_atomic_open(struct inode *dir, struct dentry *dentry, struct file *file, unsigned int flags, umode_t mode)
+static int mxfs_atomic_open(struct inode *dir, struct dentry *dentry, struct file *file, unsigned int flags,
+			    umode_t mode)
 {
 	struct dentry *found = NULL;
 	int tries, err = 0;
@@ -537,8 +558,8 @@ static void mxfs_victim_end(struct mxfs_victim *victim, bool done, const struct 
 	}
 	if (victim->open_ex) {
 		/*
-		 * Not kept in the cache, and given up before INODE is: whoever unlinks next (another file, perhaps, with
-		 * this inode number) would be refused, take it for open here, and park what nobody comes to reap.
+		 * Not kept in the cache, and given up before INODE is: whoever unlinks next (another file, perhaps,
+		 * with this inode number) would be refused, take it for open here, and park what nobody reaps.
 		 */
 		mxfs_lock_put(&vn->mi.open, MXFS_MODE_EX);
 		mxfs_lock_drop(&vn->mi.open, MXFS_MODE_NL, MXFS_LOCK_NOINTR);
@@ -547,9 +568,11 @@ static void mxfs_victim_end(struct mxfs_victim *victim, bool done, const struct 
 }
 
 /*
- * Removes `inode`'s name. If the name leads to another inode by now, that one comes back in *other, pinned, with -ESTALE.
+ * Removes `inode`'s name. If the name leads to another inode by now, that one comes back in *other, pinned, with
+ * -ESTALE.
  */
-static int mxfs_remove_try(struct inode *dir, struct dentry *dentry, struct inode *inode, u32 flags, struct inode **other)
+static int mxfs_remove_try(struct inode *dir, struct dentry *dentry, struct inode *inode, u32 flags,
+			   struct inode **other)
 {
 	struct mxfs_sb_info *sbi = mxfs_inode_sbi(dir);
 	struct mxfs_inode *di = MXFS_I(dir), *mi = MXFS_I(inode);
@@ -689,7 +712,8 @@ static int mxfs_rename_follow(struct super_block *sb, struct inode **inode, cons
 	return 0;
 }
 
-static void mxfs_rename_done(const struct mxfs_rename *r, const struct mxfs_attr *odattr, const struct mxfs_attr *ndattr)
+static void mxfs_rename_done(const struct mxfs_rename *r, const struct mxfs_attr *odattr,
+			     const struct mxfs_attr *ndattr)
 {
 	bool exchange = r->flags & RENAME_EXCHANGE;
 
@@ -863,8 +887,8 @@ static int mxfs_iterate(struct file *file, struct dir_context *ctx)
 			name_len = left < sizeof(*entry) ? 0 : le16_to_cpu(entry->name_len);
 			if (!name_len || le16_to_cpu(entry->reclen) < sizeof(*entry) + name_len ||
 			    le16_to_cpu(entry->reclen) > left) {
-				mxfs_err(mxfs_inode_sbi(dir), "directory %lu: malformed entry behind cookie %lld", dir->i_ino,
-					 ctx->pos);
+				mxfs_err(mxfs_inode_sbi(dir), "directory %lu: malformed entry behind cookie %lld",
+					 dir->i_ino, ctx->pos);
 				mf->names_used = 0;
 				return -EIO;
 			}

@@ -2,15 +2,15 @@
 /*
  * MXFS regular files: open and close, read and write, fsync, fallocate, seek.
  *
- * Two ways for buffered I/O. On the holder, while the inode has no pages of its own, reads and writes pass
- * through to the lower file. Everywhere else, and as soon as a mapping has brought pages in, they use the inode's own page
- * cache (mxfs_aops.c). A write through holds the mapping's invalidate_lock, under which no page can come in,
- * so that none is left that misses the write.
+ * Two ways for buffered I/O. On the holder, while the inode has no pages of its own, reads and writes pass through to
+ * the lower file. Everywhere else, and as soon as a mapping has brought pages in, they use the inode's own page cache
+ * (mxfs_aops.c). A write through holds the mapping's invalidate_lock, under which no page can come in, so that none is
+ * left that misses the write.
  *
- * No user page fault happens under a DLM lock, since the buffer may be a mapping of another MXFS file: the copy runs with
- * page faults disabled; when it comes up short, the lock is put back, the buffer faulted in, and the rest done in
- * another round. Position and limits are worked out again in each round, so an append never
- * overwrites what another node appended in between.
+ * No user page fault happens under a DLM lock, since the buffer may be a mapping of another MXFS file: the copy runs
+ * with page faults disabled; when it comes up short, the lock is put back, the buffer faulted in, and the rest done in
+ * another round. Position and limits are worked out again in each round, so an append never overwrites what another
+ * node appended in between.
  *
  * Lock order here: i_rwsem, DLM lock, invalidate_lock, gate.
  *

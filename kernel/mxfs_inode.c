@@ -191,7 +191,8 @@ struct inode *mxfs_iget(struct super_block *sb, const struct mxfs_attr *attr)
 		init_special_inode(inode, attr->mode, attr->rdev);
 		break;
 	default:
-		mxfs_err(sbi, "inode %llu: type %o is none that exists: check the XFS", attr->fh.ino, attr->mode & S_IFMT);
+		mxfs_err(sbi, "inode %llu: type %o is none that exists: check the XFS", attr->fh.ino,
+			 attr->mode & S_IFMT);
 		iget_failed(inode);
 		return ERR_PTR(-EUCLEAN);
 	}
@@ -377,8 +378,8 @@ int mxfs_push_times(struct inode *inode)
 	revert_creds(old);
 	mxfs_gate_leave(sbi);
 	if (err) {
-		mxfs_err(sbi, "inode %llu: sending its modification time failed with %d; it stays pending", vn->mi.fh.ino,
-			 err);
+		mxfs_err(sbi, "inode %llu: sending its modification time failed with %d; it stays pending",
+			 vn->mi.fh.ino, err);
 		mark_inode_dirty_sync(inode);
 		goto out;
 	}
@@ -547,7 +548,7 @@ static int mxfs_setattr_locked(struct user_namespace *userns, struct dentry *den
 		}
 		filemap_invalidate_unlock(inode->i_mapping);
 		if (err) {
-			/* Put the size back while EX is still ours; -EIO when fenced: nothing is served any more then. */
+			/* Put the size back while EX is ours. When that fails too the mount is fenced. */
 			clear_bit(MXFS_VN_LOCAL, &MXFS_VN(inode)->state);
 			mxfs_attr_refresh(inode);
 		}
@@ -585,13 +586,20 @@ int mxfs_setattr(struct user_namespace *userns, struct dentry *dentry, struct ia
 	struct mxfs_sb_info *sbi = mxfs_inode_sbi(inode);
 	struct mxfs_inode *mi = MXFS_I(inode);
 	struct iattr prepared = *iattr;
-	int err;
+	int kill, err;
 
 	prepared.ia_valid &= ~ATTR_KILL_PRIV; /* would take the lock once more under ours */
 	err = mxfs_lock_get(&mi->lock, MXFS_MODE_EX, 0);
 	if (err)
 		return err;
 	err = mxfs_attr_refresh(inode);
+	/* do_truncate() decided on the set-id bits by what it saw before the lock was taken. */
+	if (!err && prepared.ia_valid & ATTR_SIZE &&
+	    !(prepared.ia_valid & (ATTR_MODE | ATTR_KILL_SUID | ATTR_KILL_SGID))) {
+		kill = setattr_should_drop_suidgid(userns, inode);
+		if (kill)
+			prepared.ia_valid |= kill | ATTR_MODE | ATTR_FORCE;
+	}
 	if (!err)
 		err = setattr_prepare(userns, dentry, &prepared);
 	if (!err && IS_IMMUTABLE(inode))

@@ -2,10 +2,9 @@
 /*
  * MXFS extended attributes and POSIX ACLs.
  *
- * Values are not cached here: get takes PR, set takes EX, both ask the back end, with the caller's identity, so that the
- * lower XFS decides what is allowed. ACLs are stored by the lower XFS as system.posix_acl_*; the
- * access ACL is also kept in the VFS's ACL cache, for permission checks, while the INODE lock is held
- * (mxfs_cache.c forgets it). An inode whose attributes say that it has none costs no message.
+ * Values are not cached here: get takes PR, set takes EX, both ask the back end, with the caller's identity, so that
+ * the lower XFS decides what is allowed. ACLs are stored by the lower XFS as system.posix_acl_*; the access ACL is also
+ * kept in the VFS's ACL cache, for permission checks, while the INODE lock is held (mxfs_cache.c forgets it). An inode whose attributes say that it has none costs no message.
  *
  * Known weakness: every getxattr is a message on a member; only ACLs are cached.
  */

@@ -233,6 +233,15 @@ function printQueues(rows: readonly JsonObject[]): void {
   }
 }
 
+/** What the volume itself says, without a daemon. */
+async function dumpOffline(device: string, asJson: boolean): Promise<number> {
+  // Loaded only here: it brings the raw device with it.
+  const { dumpDisk, formatDump } = await import("./disk_dump.js");
+  const found = await dumpDisk(device);
+  process.stdout.write(asJson ? `${JSON.stringify(found)}\n` : formatDump(found));
+  return found.problems.length === 0 ? EXIT.done : EXIT.refused;
+}
+
 async function dump(argv: DumpArguments): Promise<number> {
   const connection = await ControlConnection.connect(socketOf(argv));
   let after = 0;
@@ -366,9 +375,13 @@ await yargs(hideBin(process.argv))
           describe: "by resource, with its queues and value",
         })
         .option("contended", { type: "boolean", default: false, describe: "only where somebody waits" })
+        .option("disk", { type: "string", describe: "read this device's .mxfs/lockstate instead, offline" })
         .option("json", { type: "boolean", default: false }),
     (argv) => {
-      result = dump({ ...argv, volume: argv.volume, resource: argv.resource });
+      result =
+        argv.disk === undefined
+          ? dump({ ...argv, volume: argv.volume, resource: argv.resource })
+          : dumpOffline(argv.disk, argv.json);
     },
   )
   .command(

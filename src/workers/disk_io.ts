@@ -81,8 +81,14 @@ function writeFailure(error: unknown): WriteOutcome {
     : { kind: "error", message: messageOf(error) };
 }
 
+/** What lockstate is read from: a device, or a copy of one. */
+export interface RecordDevice extends BlockReader {
+  /** Bytes of one lockstate record. */
+  readonly recordSize: number;
+}
+
 /** One block device, opened for O_DIRECT. Each thread has its own. */
-export class RawDevice implements BlockReader {
+export class RawDevice implements RecordDevice {
   readonly fd: number;
   readonly sectorSize: number;
   readonly sizeBytes: number;
@@ -122,7 +128,7 @@ export class RawDevice implements BlockReader {
 
 /** Reads a stretch of lockstate. */
 export async function readLockstate(
-  device: RawDevice,
+  device: RecordDevice,
   location: LockstateLocation,
   offset: number,
   length: number,
@@ -151,7 +157,7 @@ export async function writeLockstate(
 }
 
 /** Finds .mxfs/lockstate on the raw device; retries what may be a read in the middle of the holder's write. */
-export async function locateLockstate(device: RawDevice): Promise<LocateOutcome> {
+export async function locateLockstate(device: RecordDevice): Promise<LocateOutcome> {
   let last = "";
   for (let attempt = 1; attempt <= LOCATE_TRIES; attempt++) {
     try {
@@ -196,7 +202,7 @@ export async function locateLockstate(device: RawDevice): Promise<LocateOutcome>
 }
 
 export async function readHeader(
-  device: RawDevice,
+  device: RecordDevice,
   location: LockstateLocation,
   volume: bigint,
 ): Promise<HeaderOutcome> {
@@ -237,7 +243,7 @@ export async function writeHeader(
 
 /** All slots of one kind; unsound ones are null and reported. */
 async function readSlots<T>(
-  device: RawDevice,
+  device: RecordDevice,
   location: LockstateLocation,
   offset: number,
   decode: (bytes: Uint8Array, recordSize: number) => T,
@@ -271,7 +277,7 @@ async function readSlots<T>(
 
 /** All journal slots; unsound ones are null and reported. */
 export function readJournals(
-  device: RawDevice,
+  device: RecordDevice,
   location: LockstateLocation,
   volume: bigint,
   report: (slot: number, problem: string) => void,
@@ -299,7 +305,7 @@ export async function writeJournal(
 
 /** All heartbeat slots; unsound ones are null and reported. */
 export function readHeartbeats(
-  device: RawDevice,
+  device: RecordDevice,
   location: LockstateLocation,
   volume: bigint,
   report: (slot: number, problem: string) => void,

@@ -248,7 +248,7 @@ const STRIPE_COUNT_MAX = 256;
 const BUCKET_COUNT_MAX = 1 << 20;
 /** 8 Mi of each stay below 1 GiB: byte offsets fit 31 bits. */
 const COUNT_MAX = 1 << 23;
-const BATCH_COUNT_MAX = 32;
+const BATCH_COUNT_MAX = 256;
 export const PAGE_WORDS = 16_384;
 const SEGMENT_PAGES_MAX = 8;
 

@@ -55,6 +55,19 @@ const dispatch = new LockDispatch({
   log: shell.log,
 });
 
+let ending = false;
+
+/** What all frames of one read brought is sent together. */
+function endSoon(): void {
+  if (!ending) {
+    ending = true;
+    process.nextTick(() => {
+      ending = false;
+      dispatch.end();
+    });
+  }
+}
+
 /** Every entry must belong to `owner`. */
 function checkOwner(entries: Uint8Array, owner: number): void {
   const view = new DataView(entries.buffer, entries.byteOffset, entries.byteLength);
@@ -82,7 +95,7 @@ function takeFrame(node: number, frame: Frame): void {
       checkLockEntries(frame.body, ENTRIES_MAX, true);
       checkOwner(frame.body, node);
       dispatch.submit(engine, frame.type, frame.body, node);
-      dispatch.end();
+      endSoon();
       return;
     case WireType.LOCK_GRANT:
     case WireType.LOCK_DENY:

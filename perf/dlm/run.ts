@@ -19,7 +19,7 @@
 // kernel's own dlm are not here: they need the lab.
 
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { loadavg, tmpdir } from "node:os";
 import { dirname, join } from "node:path";
@@ -126,6 +126,8 @@ function freePort(): Promise<number> {
 const folder = mkdtempSync(join(tmpdir(), "mxfs-perf-dlm-"));
 const etcdFolder = mkdtempSync("/dev/shm/mxfs-perf-etcd-");
 const children: ChildProcess[] = [];
+const map = join(folder, "map");
+const client = join(folder, "client");
 
 function start(program: string, args: readonly string[]): ChildProcess {
   const child = spawn(program, args, { stdio: ["pipe", "pipe", "ignore"] });
@@ -134,7 +136,7 @@ function start(program: string, args: readonly string[]): ChildProcess {
 }
 
 /** Until a first lock is granted. */
-async function answers(client: string, kind: string, port: number): Promise<void> {
+async function answers(kind: string, port: number): Promise<void> {
   for (const end = Date.now() + START_MS; ; await pause(100)) {
     try {
       execFileSync(client, [kind, String(port), "1", "0.01"], { stdio: "ignore" });
@@ -211,14 +213,24 @@ function tableRow(row: TableRow): void {
   note(`${row.name}:ours wall`, wall);
 }
 
-function mapRow(map: string, row: TableRow): void {
+function mapRow(row: TableRow): void {
   const [wall = 0, cpu = 0] = run(map, row.resources, row.resident, row.threads, row.pairs);
   note(`${row.name}:theirs`, row.threads === 1 ? cpu : wall);
   note(`${row.name}:theirs wall`, wall);
 }
 
-function tcpRow(name: string, figures: readonly number[]): void {
-  const [pairs = 0, p50 = 0, p99 = 0] = figures;
+/** CPU time of a process so far, all threads, microseconds (proc(5): utime and stime, in ticks of 10 ms). */
+function cpuUs(pid: number | undefined): number {
+  const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+  const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+  return (Number(fields[11]) + Number(fields[12])) * 10_000;
+}
+
+/** One run of the client against a server. */
+function tcpRow(name: string, server: ChildProcess, ...args: (string | number)[]): void {
+  const before = cpuUs(server.pid);
+  const [pairs = 0, p50 = 0, p99 = 0] = run(client, ...args);
+  note(`${name}:cpu`, (cpuUs(server.pid) - before) / (pairs * argv.seconds));
   note(`${name}:pairs`, pairs);
   note(`${name}:p50`, p50);
   note(`${name}:p99`, p99);
@@ -328,7 +340,15 @@ function lines(): Line[] {
         false,
         depth === 64 ? ">= 1.43" : "",
       );
-      found.push(pairs, p50);
+      const cpu = line(
+        `${name}, server CPU`,
+        median(`${ours} ${depth}:cpu`),
+        median(`redis ${depth}:cpu`),
+        "us/pair",
+        false,
+        "",
+      );
+      found.push(pairs, p50, cpu);
     }
   }
   found.push(
@@ -368,8 +388,6 @@ function print(table: readonly Line[]): void {
 // ---- the run ------------------------------------------------------------------------------------------------
 
 try {
-  const map = join(folder, "map");
-  const client = join(folder, "client");
   execFileSync("g++", ["-O2", "-Wall", "-Wextra", "-pthread", "-o", map, join(SOURCES, "map.cc")], {
     stdio: "inherit",
   });
@@ -386,13 +404,24 @@ try {
     port = text.replace("port ", "");
     break;
   }
-  const redisPort = need("redis-server", "redis-server") ? await freePort() : null;
-  if (redisPort !== null) {
-    start("redis-server", ["--port", String(redisPort), "--save", "", "--appendonly", "no", "--dir", folder]);
-    await answers(client, "redis", redisPort);
+  const redisPort = await freePort();
+  let redis: ChildProcess | null = null;
+  if (need("redis-server", "redis-server")) {
+    redis = start("redis-server", [
+      "--port",
+      String(redisPort),
+      "--save",
+      "",
+      "--appendonly",
+      "no",
+      "--dir",
+      folder,
+    ]);
+    await answers("redis", redisPort);
   }
-  const etcdPort = need("etcd", "etcd-server") ? await freePort() : null;
-  if (etcdPort !== null) {
+  const etcdPort = await freePort();
+  let etcd: ChildProcess | null = null;
+  if (need("etcd", "etcd-server")) {
     const peers = `http://127.0.0.1:${await freePort()}`;
     const clients = `http://127.0.0.1:${etcdPort}`;
     const urls = [
@@ -404,8 +433,17 @@ try {
       peers,
     ];
     const cluster = ["--initial-advertise-peer-urls", peers, "--initial-cluster", `default=${peers}`];
-    start("etcd", ["--data-dir", etcdFolder, "--logger", "zap", "--log-level", "error", ...urls, ...cluster]);
-    await answers(client, "etcd", etcdPort);
+    etcd = start("etcd", [
+      "--data-dir",
+      etcdFolder,
+      "--logger",
+      "zap",
+      "--log-level",
+      "error",
+      ...urls,
+      ...cluster,
+    ]);
+    await answers("etcd", etcdPort);
   }
 
   for (let round = 0; round < argv.rounds; round++) {
@@ -414,25 +452,25 @@ try {
       await inTurns(
         round,
         () => tableRow(row),
-        () => mapRow(map, row),
+        () => mapRow(row),
       );
     }
     for (const depth of DEPTHS) {
       await inTurns(
         round,
         () => {
-          tcpRow(`mxfs ${depth}`, run(client, "mxfs", port, depth, argv.seconds, 0, KEY));
-          tcpRow(`mxfs, batched frames ${depth}`, run(client, "mxfs", port, depth, argv.seconds, 1, KEY));
+          tcpRow(`mxfs ${depth}`, server, "mxfs", port, depth, argv.seconds, 0, KEY);
+          tcpRow(`mxfs, batched frames ${depth}`, server, "mxfs", port, depth, argv.seconds, 1, KEY);
         },
         () => {
-          if (redisPort !== null) {
-            tcpRow(`redis ${depth}`, run(client, "redis", redisPort, depth, argv.seconds));
+          if (redis !== null) {
+            tcpRow(`redis ${depth}`, redis, "redis", redisPort, depth, argv.seconds);
           }
         },
       );
     }
-    if (etcdPort !== null) {
-      tcpRow("etcd 1", run(client, "etcd", etcdPort, 1, argv.seconds));
+    if (etcd !== null) {
+      tcpRow("etcd 1", etcd, "etcd", etcdPort, 1, argv.seconds);
     }
     viewChange();
   }

@@ -183,6 +183,8 @@ export class LockEngine {
 
   /** The value that came with it. */
   readonly #value = new Int32Array(ENTRY_WORDS);
+  #lastBuffer: ArrayBufferLike | null = null;
+  #lastWords = new Int32Array(0) as Int32Array;
 
   private constructor(readonly table: LockTable) {}
 
@@ -252,13 +254,9 @@ export class LockEngine {
 
   /** As `submit` for every entry of a body, in order; adds to `tally` if given. @returns how many entries. */
   submitAll(command: Command, bytes: Uint8Array, from: number, out: Outbox, tally?: Tally): number {
-    // Whole words where they are aligned: they nearly always are.
-    const aligned = (bytes.byteOffset & 3) === 0;
-    const words = aligned ? new Int32Array(bytes.buffer, bytes.byteOffset, bytes.length >>> 2) : null;
     let count = 0;
     for (let at = 0; at + MXFS_LOCK_ENTRY_SIZE <= bytes.length; at += entrySize(bytes, at)) {
-      if (words === null) this.#load(bytes, at);
-      else this.#loadWords(words, at >>> 2);
+      this.#load(bytes, at);
       const result = this.#submit(command, bytes, at, from, out);
       count++;
       if (tally !== undefined) tally[result] = (tally[result] as number) + 1;
@@ -275,7 +273,21 @@ export class LockEngine {
     return this.submit(command, this.#entryBytes, 0, from, out);
   }
 
+  /** The words of a buffer: frames come many to one buffer, and a view of it is not free. */
+  #wordsOf(buffer: ArrayBufferLike): Int32Array {
+    if (this.#lastBuffer !== buffer) {
+      this.#lastBuffer = buffer;
+      this.#lastWords = new Int32Array(buffer, 0, buffer.byteLength >>> 2);
+    }
+    return this.#lastWords;
+  }
+
   #load(bytes: Uint8Array, at: number): void {
+    const offset = bytes.byteOffset + at;
+    if ((offset & 3) === 0) {
+      this.#loadWords(this.#wordsOf(bytes.buffer), offset >>> 2);
+      return;
+    }
     const view = viewOf(bytes);
     for (let word = 0; word < ENTRY_WORDS; word++) this.#entry[word] = view.getInt32(at + 4 * word, true);
     if ((this.#flags() & MXFS_LKF_VALUE) === 0) return;

@@ -31,6 +31,8 @@ const AT = {
   epoch: 32,
 };
 
+const NO_BODY = new Uint8Array(0);
+
 export interface FrameHeader {
   readonly type: WireType;
   /** Bytes of the body. */
@@ -67,40 +69,69 @@ export function decodeFrameHeader(bytes: Uint8Array): FrameHeader {
   if (bytes.length < MXFS_WIRE_HEADER_SIZE) {
     throw new WireError("WIRE_TRUNCATED", `frame header: expected 40 bytes, found ${bytes.length}`);
   }
-  const view = viewOf(bytes);
-  const magic = view.getUint32(AT.magic, true);
+  const { type, length, seq, sender, target, epoch } = decodeHeaderAt(viewOf(bytes), 0);
+  return { type, length, seq, sender, target, epoch };
+}
+
+/** A frame as the parser hands it out: its 64-bit numbers become bigints only for who asks. */
+class ParsedFrame implements Frame {
+  body: Uint8Array = NO_BODY;
+
+  constructor(
+    readonly type: WireType,
+    readonly length: number,
+    readonly sender: number,
+    readonly target: number,
+    readonly seqLow: number,
+    readonly seqHigh: number,
+    readonly epochLow: number,
+    readonly epochHigh: number,
+  ) {}
+
+  get seq(): bigint {
+    return (BigInt(this.seqHigh) << 32n) | BigInt(this.seqLow);
+  }
+  get epoch(): bigint {
+    return (BigInt(this.epochHigh) << 32n) | BigInt(this.epochLow);
+  }
+}
+
+function decodeHeaderAt(view: DataView, at: number): ParsedFrame {
+  const magic = view.getUint32(at + AT.magic, true);
   if (magic !== MXFS_WIRE_MAGIC) {
     throw new WireError(
       "WIRE_MAGIC",
       `frame magic: expected ${MXFS_WIRE_MAGIC.toString(16)}, found ${magic.toString(16)}: not an MXFS peer`,
     );
   }
-  const version = view.getUint16(AT.version, true);
+  const version = view.getUint16(at + AT.version, true);
   if (version !== MXFS_WIRE_VERSION) {
     throw new WireError(
       "WIRE_VERSION",
       `peer speaks wire version ${version}, this node ${MXFS_WIRE_VERSION}: install the same MXFS on both`,
     );
   }
-  const type = view.getUint16(AT.type, true);
+  const type = view.getUint16(at + AT.type, true);
   if (WireTypeName[type] === undefined) throw new WireError("WIRE_TYPE", `frame type ${type} is not known`);
-  const length = view.getUint32(AT.length, true);
+  const length = view.getUint32(at + AT.length, true);
   if (length > MXFS_WIRE_BODY_MAX) {
     throw new WireError(
       "WIRE_LENGTH",
       `frame body: at most ${MXFS_WIRE_BODY_MAX} bytes, announced ${length}`,
     );
   }
-  const flags = view.getUint32(AT.flags, true);
+  const flags = view.getUint32(at + AT.flags, true);
   if (flags !== 0) throw new WireError("WIRE_FIELD", `frame flags: expected 0, found ${flags.toString(16)}`);
-  return {
-    type: type as WireType,
+  return new ParsedFrame(
+    type as WireType,
     length,
-    seq: view.getBigUint64(AT.seq, true),
-    sender: view.getUint32(AT.sender, true),
-    target: view.getUint32(AT.target, true),
-    epoch: view.getBigUint64(AT.epoch, true),
-  };
+    view.getUint32(at + AT.sender, true),
+    view.getUint32(at + AT.target, true),
+    view.getUint32(at + AT.seq, true),
+    view.getUint32(at + AT.seq + 4, true),
+    view.getUint32(at + AT.epoch, true),
+    view.getUint32(at + AT.epoch + 4, true),
+  );
 }
 
 /** Numbers and builds the frames of one direction of one connection. */
@@ -141,16 +172,17 @@ export interface FrameEndpoints {
 export class FrameParser {
   readonly #headerBytes = new Uint8Array(MXFS_WIRE_HEADER_SIZE);
   #headerFill = 0;
-  #header: FrameHeader | null = null;
+  #header: ParsedFrame | null = null;
   #body: Uint8Array | null = null;
   #bodyFill = 0;
-  #lastSeq = 0n;
+  /** A number: no connection sees 2^53 frames. */
+  #lastSeq = 0;
   #endpoints: FrameEndpoints | null = null;
   #broken: WireError | null = null;
 
   /** Number of the last frame accepted. */
   get seq(): bigint {
-    return this.#lastSeq;
+    return BigInt(this.#lastSeq);
   }
 
   /** From the next frame on sender and target are checked. Callable from within `onFrame`. */
@@ -172,20 +204,25 @@ export class FrameParser {
   push(chunk: Uint8Array, onFrame: (frame: Frame) => void): void {
     if (this.#broken !== null) throw this.#broken;
     let at = 0;
+    const view = viewOf(chunk);
     while (at < chunk.length || (this.#header !== null && this.#header.length === 0)) {
-      if (this.#header === null) {
+      if (this.#header === null && this.#headerFill === 0 && chunk.length - at >= MXFS_WIRE_HEADER_SIZE) {
+        this.#header = this.#accept(view, at);
+        at += MXFS_WIRE_HEADER_SIZE;
+      } else if (this.#header === null) {
         const taken = Math.min(MXFS_WIRE_HEADER_SIZE - this.#headerFill, chunk.length - at);
         this.#headerBytes.set(chunk.subarray(at, at + taken), this.#headerFill);
         this.#headerFill += taken;
         at += taken;
         if (this.#headerFill < MXFS_WIRE_HEADER_SIZE) return;
         this.#headerFill = 0;
-        this.#header = this.#accept();
+        this.#header = this.#accept(viewOf(this.#headerBytes), 0);
       }
-      const header: FrameHeader = this.#header;
+      const header: ParsedFrame = this.#header;
       let body: Uint8Array;
       if (this.#body === null && chunk.length - at >= header.length) {
-        body = chunk.subarray(at, at + header.length);
+        // Cheaper than a Buffer's subarray.
+        body = new Uint8Array(chunk.buffer, chunk.byteOffset + at, header.length);
         at += header.length;
       } else {
         this.#body ??= new Uint8Array(header.length);
@@ -200,7 +237,8 @@ export class FrameParser {
       this.#body = null;
       this.#bodyFill = 0;
       try {
-        onFrame({ ...header, body });
+        header.body = body;
+        onFrame(header);
       } catch (error) {
         this.#broken =
           error instanceof WireError
@@ -214,11 +252,12 @@ export class FrameParser {
     }
   }
 
-  #accept(): FrameHeader {
+  #accept(view: DataView, at: number): ParsedFrame {
     try {
-      const header = decodeFrameHeader(this.#headerBytes);
-      if (header.seq !== this.#lastSeq + 1n) {
-        throw new WireError("WIRE_SEQ", `frame seq: expected ${this.#lastSeq + 1n}, found ${header.seq}`);
+      const header = decodeHeaderAt(view, at);
+      const seq = header.seqHigh * 2 ** 32 + header.seqLow;
+      if (seq !== this.#lastSeq + 1) {
+        throw new WireError("WIRE_SEQ", `frame seq: expected ${this.#lastSeq + 1}, found ${header.seq}`);
       }
       const ends = this.#endpoints;
       if (ends !== null && (header.sender !== ends.sender || header.target !== ends.target)) {
@@ -228,7 +267,7 @@ export class FrameParser {
             `${ends.sender.toString(16)} to ${ends.target.toString(16)}`,
         );
       }
-      this.#lastSeq = header.seq;
+      this.#lastSeq = seq;
       return header;
     } catch (error) {
       if (error instanceof WireError) this.#broken = error;

@@ -70,9 +70,13 @@ function endSoon(): void {
 
 /** Every entry must belong to `owner`. */
 function checkOwner(entries: Uint8Array, owner: number): void {
-  const view = new DataView(entries.buffer, entries.byteOffset, entries.byteLength);
-  for (let at = 0; at < entries.length; at += MXFS_LOCK_ENTRY_SIZE) {
-    const node = view.getUint32(at + LOCK_ENTRY.node, true);
+  for (let at = LOCK_ENTRY.node; at < entries.length; at += MXFS_LOCK_ENTRY_SIZE) {
+    const node =
+      ((entries[at] as number) |
+        ((entries[at + 1] as number) << 8) |
+        ((entries[at + 2] as number) << 16) |
+        ((entries[at + 3] as number) << 24)) >>>
+      0;
     if (node !== owner) {
       throw new WireError(
         "WIRE_FIELD",

@@ -11,7 +11,7 @@ function collect(parser: FrameParser, chunks: readonly Uint8Array[]): Frame[] {
   const frames: Frame[] = [];
   for (const chunk of chunks) {
     parser.push(chunk, (frame) => {
-      frames.push({ ...frame, body: frame.body.slice() });
+      frames.push({ ...frame, seq: frame.seq, epoch: frame.epoch, body: frame.body.slice() });
     });
   }
   return frames;

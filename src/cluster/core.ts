@@ -252,6 +252,10 @@ export class ClusterCore implements ClusterEvents {
 
   message(from: number, message: ClusterMessage): void {
     const state = this.#state;
+    if (state.phase === "fenced" && message.kind === "JOIN") {
+      // Who takes us for the holder must not wait for us.
+      state.send(from, { kind: "JOIN_REFUSED", errno: ERRNO.EAGAIN, reason: "this node was fenced" });
+    }
     if (state.halted) return;
     const participant = this.#participant;
     switch (message.kind) {
@@ -316,8 +320,6 @@ export class ClusterCore implements ClusterEvents {
 
   peerConnected(node: number, incarnation: number): void {
     const state = this.#state;
-    // A fenced node answers nobody; who tries to join it must not wait.
-    if (state.phase === "fenced") state.ports.net.disconnect(node);
     if (state.halted) return;
     state.connected.set(node, incarnation);
     state.connectionGeneration.set(node, state.generation(node) + 1);

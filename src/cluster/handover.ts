@@ -315,13 +315,20 @@ export class HandOver {
   private async readCurrentHeader(): Promise<void> {
     const { state } = this;
     if (state.location === null) throw new Error("take-over without lockstate's location");
-    const outcome = await state.ports.disk.readHeader(state.location);
-    state.alive();
-    if (outcome.kind === "found") {
-      state.header = outcome.header;
-      state.raiseEpoch(outcome.header.epoch);
-    } else if (state.header === null) {
-      throw new Error("take-over: no sound header on disk and none remembered");
+    const deadline = state.now() + state.timings.nodeTimeoutMs;
+    for (;;) {
+      const outcome = await state.ports.disk.readHeader(state.location);
+      state.alive();
+      if (outcome.kind === "found") {
+        state.header = outcome.header;
+        state.raiseEpoch(outcome.header.epoch);
+        return;
+      }
+      if (state.header !== null) return;
+      const why = outcome.kind === "error" ? outcome.message : outcome.problems.join("; ") || "there is none";
+      if (state.now() >= deadline) fenceSelfAndHalt(state, `take-over: no sound header can be read: ${why}`);
+      state.log("error", "take-over: the header cannot be read", { why });
+      await state.pause(state.timings.heartbeatMs);
     }
   }
 }

@@ -400,19 +400,18 @@ export class Startup {
     const holder = activeMembers(header).find((m) => m.node === header.holder);
     const key = prKey(header.holder, header.holderIncarnation);
     const record = holder === undefined ? null : this.recordOf(holder);
+    let why = `holder ${hexNode(header.holder)} cannot be reached at ${record?.address || "an unknown address"}`;
     if (holder !== undefined && record !== null && record.address !== "") {
       const joined = await this.join(holder, record, rejoin);
       if (joined === true) return "done";
-      if (state.isConnected(holder)) return { again: joined };
-      // The attempt took its time: judge the heartbeat as it is now.
+      why = joined;
+      // The attempt took its time: judge the heartbeat as it is now. That there is a connection proves nothing.
       await this.readHeartbeats();
     }
     if (
       this.#watch.silentMs(header.holder, header.holderIncarnation, state.now()) < state.timings.nodeTimeoutMs
     ) {
-      return {
-        again: `holder ${hexNode(header.holder)} cannot be reached at ${record?.address || "an unknown address"}`,
-      };
+      return { again: why };
     }
     if (rejoin) {
       if ((await this.takeover.contest("dead: no heartbeat")) === "won") return this.inView();

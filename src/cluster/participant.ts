@@ -178,6 +178,12 @@ export class Participant {
     if (from === message.holder && !this.follows(from) && (await this.hasTakenOver(from))) {
       state.newHolder = from;
       if (state.view !== null) this.recoveryBegins(state.view.holder);
+      // It died in its hand-over: our gate's drain may wait for its answers, and the lock dump behind the drain.
+      if (state.gateShut) {
+        const forced = await state.ports.kernel.gate(false, "the holder died while it left", true);
+        state.alive();
+        if (forced.error !== 0) throw new Error(`kernel refused to force the gate: errno ${forced.error}`);
+      }
     }
     const stale = message.epoch <= state.highestEpoch && !state.mistakes.has("accept-stale-epoch");
     if (from !== message.holder || !this.follows(from) || me?.incarnation !== state.config.self.incarnation) {

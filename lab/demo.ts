@@ -13,7 +13,7 @@ import { type DemoState, LINES } from "./demo_lines.js";
 import { Lab, LabError } from "./lab.js";
 import { Volume } from "./volume.js";
 
-const LINE_TIMEOUT_MS = 120_000;
+const LINE_TIMEOUT_MS = 180_000;
 
 interface Outcome {
   readonly title: string;

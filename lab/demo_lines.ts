@@ -10,7 +10,8 @@ import type { Lab } from "./lab.js";
 import { DEVICE, MOUNTPOINT, until, type Volume, VolumeError } from "./volume.js";
 
 const TREE_FILES = 2000;
-const CHURN_NAMES = 160;
+const TREE_JOBS = 8;
+const CHURN_NAMES = 80;
 const APPENDS = 400;
 const MMAP_TURNS = 10;
 const FIO_MIB = 8;
@@ -71,12 +72,12 @@ async function mountBoth({ volume }: DemoState): Promise<string> {
 
 async function tree({ volume }: DemoState): Promise<string> {
   const began = Date.now();
-  await volume.work(1, ["tree-make", `${MOUNTPOINT}/tree`, TREE_FILES, 7]);
+  await volume.work(1, ["tree-make", `${MOUNTPOINT}/tree`, TREE_FILES, 7, TREE_JOBS]);
   const made = seconds(began);
   const check = Date.now();
-  const there = await volume.work(2, ["tree-check", `${MOUNTPOINT}/tree`, TREE_FILES, 7]);
+  const there = await volume.work(2, ["tree-check", `${MOUNTPOINT}/tree`, TREE_FILES, 7, TREE_JOBS]);
   const checked = seconds(check);
-  const here = await volume.work(1, ["tree-check", `${MOUNTPOINT}/tree`, TREE_FILES, 7]);
+  const here = await volume.work(1, ["tree-check", `${MOUNTPOINT}/tree`, TREE_FILES, 7, TREE_JOBS]);
   expectEqual("checksums of both nodes", there, here);
   return `made in ${made}, ${there.trim()} on node2 in ${checked}`;
 }
@@ -234,7 +235,7 @@ async function holderLeaves({ lab, volume }: DemoState): Promise<string> {
   expectEqual(`role of node${member}`, await volume.role(member), "holder");
   await load;
   await volume.work(member, ["append-check", file, 2 * APPENDS, "m"]);
-  await volume.work(member, ["tree-check", `${MOUNTPOINT}/tree`, TREE_FILES, 7]);
+  await volume.work(member, ["tree-check", `${MOUNTPOINT}/tree`, TREE_FILES, 7, TREE_JOBS]);
   await volume.mount(holder);
   expectEqual(`role of node${holder}`, await volume.role(holder), "member");
   await volume.work(holder, ["append-check", file, 2 * APPENDS, "m"]);

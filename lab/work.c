@@ -23,6 +23,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -118,19 +119,15 @@ static size_t read_all(const char *path, unsigned char *into, size_t size)
 	return got;
 }
 
-static int tree_make(const char *dir, unsigned long count, unsigned long seed)
+static void tree_make(const char *dir, unsigned long from, unsigned long to, unsigned long seed)
 {
 	static unsigned char data[FILE_BYTES_MAX];
 	char path[4096];
 
-	if (mkdir(dir, 0755) && errno != EEXIST)
-		die("mkdir %s: %s", dir, strerror(errno));
-	for (unsigned long i = 0; i < count; i++) {
-		if (i % DIR_FILES == 0) {
-			snprintf(path, sizeof(path), "%s/d%03lu", dir, i / DIR_FILES);
-			if (mkdir(path, 0755) && errno != EEXIST)
-				die("mkdir %s: %s", path, strerror(errno));
-		}
+	snprintf(path, sizeof(path), "%s/d%03lu", dir, from / DIR_FILES);
+	if (mkdir(path, 0755) && errno != EEXIST)
+		die("mkdir %s: %s", path, strerror(errno));
+	for (unsigned long i = from; i < to; i++) {
 		tree_path(path, sizeof(path), dir, i);
 		int fd = open(path, O_CREAT | O_EXCL | O_WRONLY, 0644);
 
@@ -140,18 +137,22 @@ static int tree_make(const char *dir, unsigned long count, unsigned long seed)
 		if (close(fd))
 			die("close %s: %s", path, strerror(errno));
 	}
-	printf("made %lu files\n", count);
-	return 0;
 }
 
-static int tree_check(const char *dir, unsigned long count, unsigned long seed)
+struct tree_total {
+	_Atomic unsigned long files, bytes;
+	_Atomic uint64_t sum;
+};
+
+static void tree_check(const char *dir, unsigned long from, unsigned long to, unsigned long seed,
+		       struct tree_total *total)
 {
 	static unsigned char want[FILE_BYTES_MAX], got[FILE_BYTES_MAX + 1];
-	uint64_t sum = 0;
-	unsigned long bytes = 0;
 	char path[4096];
 
-	for (unsigned long i = 0; i < count; i++) {
+	for (unsigned long i = from; i < to; i++) {
+		uint64_t sum = i;
+
 		tree_path(path, sizeof(path), dir, i);
 		size_t want_size = contents(seed, i, want);
 		size_t got_size = read_all(path, got, sizeof(got));
@@ -163,9 +164,52 @@ static int tree_check(const char *dir, unsigned long count, unsigned long seed)
 				die("%s: byte %zu is %02x, expected %02x", path, at, got[at], want[at]);
 			sum = sum * 31 + got[at];
 		}
-		bytes += want_size;
+		total->files++;
+		total->bytes += want_size;
+		total->sum += sum;
 	}
-	printf("checked %lu files, %lu bytes, sum %016llx\n", count, bytes, (unsigned long long)sum);
+}
+
+/* Makes or checks a tree, its directories dealt out to `jobs` processes. */
+static int tree(int check, const char *dir, unsigned long count, unsigned long seed, unsigned long jobs)
+{
+	struct tree_total *total = mmap(NULL, sizeof(*total), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	int failed = 0, status;
+
+	if (total == MAP_FAILED)
+		die("mmap: %s", strerror(errno));
+	if (jobs < 1 || jobs > 64)
+		die("%lu jobs: expected 1 to 64", jobs);
+	if (!check && mkdir(dir, 0755) && errno != EEXIST)
+		die("mkdir %s: %s", dir, strerror(errno));
+	for (unsigned long job = 0; job < jobs; job++) {
+		pid_t pid = fork();
+
+		if (pid < 0)
+			die("fork: %s", strerror(errno));
+		if (pid)
+			continue;
+		for (unsigned long from = job * DIR_FILES; from < count; from += jobs * DIR_FILES) {
+			unsigned long to = from + DIR_FILES < count ? from + DIR_FILES : count;
+
+			if (check)
+				tree_check(dir, from, to, seed, total);
+			else
+				tree_make(dir, from, to, seed);
+		}
+		_exit(0);
+	}
+	while (wait(&status) > 0)
+		failed |= status;
+	if (failed)
+		die("a job failed, see above");
+	if (!check)
+		printf("made %lu files\n", count);
+	else if (total->files != count)
+		die("%lu files checked, expected %lu", total->files, count);
+	else
+		printf("checked %lu files, %lu bytes, sum %016llx\n", total->files, total->bytes,
+		       (unsigned long long)total->sum);
 	return 0;
 }
 
@@ -676,10 +720,9 @@ int main(int argc, char **argv)
 {
 	const char *what = argc > 1 ? argv[1] : "";
 
-	if (!strcmp(what, "tree-make") && argc == 5)
-		return tree_make(argv[2], number(argv[3]), number(argv[4]));
-	if (!strcmp(what, "tree-check") && argc == 5)
-		return tree_check(argv[2], number(argv[3]), number(argv[4]));
+	if ((!strcmp(what, "tree-make") || !strcmp(what, "tree-check")) && (argc == 5 || argc == 6))
+		return tree(!strcmp(what, "tree-check"), argv[2], number(argv[3]), number(argv[4]),
+			    argc == 6 ? number(argv[5]) : 1);
 	if (!strcmp(what, "append") && argc == 5)
 		return append(argv[2], argv[3], number(argv[4]));
 	if (!strcmp(what, "append-check") && argc >= 5)
@@ -718,7 +761,7 @@ int main(int argc, char **argv)
 		return genl(argv[2], number(argv[3]));
 	if (!strcmp(what, "mounts") && argc == 2)
 		return mounts();
-	fprintf(stderr, "usage: mxfs-work tree-make|tree-check DIR COUNT SEED | append FILE ID COUNT |\n"
+	fprintf(stderr, "usage: mxfs-work tree-make|tree-check DIR COUNT SEED [JOBS] |\n  append FILE ID COUNT |\n"
 			"  append-check FILE COUNT ID... | churn DIR ID COUNT | mmap-set FILE OFFSET VALUE |\n"
 			"  mmap-wait FILE OFFSET VALUE SECONDS | mmap-turns FILE PARITY TURNS SECONDS |\n"
 			"  file-turns FILE PARITY TURNS SECONDS | locked-add FILE flock|fcntl COUNT |\n"

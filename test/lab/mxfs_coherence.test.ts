@@ -182,14 +182,14 @@ suite.proves(
   async () => {
     const words = (half: number): string[] => [
       `--filename=${MOUNTPOINT}/fio-shared`,
-      `--offset=${half * 4}m`,
-      "--size=4m",
+      `--offset=${half * 2}m`,
+      "--size=2m",
       "--bs=4k",
       "--rw=randwrite",
       "--verify=crc32c",
       "--verify_fatal=1",
     ];
-    await suite.lab.run(1, `truncate -s 8m ${MOUNTPOINT}/fio-shared`);
+    await suite.lab.run(1, `truncate -s 4m ${MOUNTPOINT}/fio-shared`);
     await Promise.all([1, 2].map((node) => fio(suite.lab, node, words(node - 1))));
     await Promise.all([1, 2].map((node) => fio(suite.lab, node, [...words(2 - node), "--verify_only"])));
   },

@@ -21,7 +21,7 @@
  * others go on: their views stay right for the old length, and they take the longer one when they next enter a
  * stripe (CTL.LENGTH). A *growable* SharedArrayBuffer would be nine times slower to read.
  *
- * Protocol: a bucket belongs to stripe (bucket & (stripe_count - 1)); whatever hangs below a bucket is read and
+ * Protocol: a stripe is a row of buckets, stripe (bucket >>> stripe_shift), so that walking it is reading on; whatever hangs below a bucket is read and
  * written only under that stripe's lock. Free records hang in one list per kind (word 0), under the allocator's
  * lock, which is only taken inside a stripe lock, never the other way; each thread keeps a few for itself. A
  * generation counter rises whenever a record is freed.
@@ -237,6 +237,8 @@ export interface TableLayout {
   readonly lockCountMax: number;
   readonly bucketCount: number;
   readonly stripeCount: number;
+  /** bucket >>> this is its stripe. */
+  readonly stripeShift: number;
   readonly bucketsAt: number;
   readonly segmentsAt: number;
   readonly segmentWords: number;
@@ -264,6 +266,7 @@ export function tableLayout({ resourceCountMax, lockCountMax }: TableCapacity): 
   }
   const bucketCount = Math.min(BUCKET_COUNT_MAX, 2 ** Math.ceil(Math.log2(Math.max(2, resourceCountMax))));
   const stripeCount = Math.min(STRIPE_COUNT_MAX, bucketCount);
+  const stripeShift = Math.log2(bucketCount / stripeCount);
   const bucketsAt = STRIPES_AT + stripeCount * STRIPE_WORDS;
   const segmentsAt = bucketsAt + bucketCount;
   const pages = Math.ceil((resourceCountMax * RES_WORDS) / PAGE_WORDS);
@@ -277,6 +280,7 @@ export function tableLayout({ resourceCountMax, lockCountMax }: TableCapacity): 
     lockCountMax,
     bucketCount,
     stripeCount,
+    stripeShift,
     bucketsAt,
     segmentsAt,
     segmentWords,

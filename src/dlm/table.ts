@@ -210,7 +210,7 @@ export class LockTable {
   }
 
   stripeOf(bucket: number): number {
-    return bucket & (this.#layout.stripeCount - 1);
+    return bucket >>> this.#layout.stripeShift;
   }
 
   /** Runs `work` under a stripe's lock; a throw marks the table broken. Not reentrant. @throws LockTableError */
@@ -719,8 +719,11 @@ export class LockTable {
    * shown while the table is being forgotten.
    */
   forEachResource(stripe: number, visit: (resource: number, bucket: number) => void): void {
-    for (let bucket = stripe; bucket < this.#layout.bucketCount; bucket += this.#layout.stripeCount) {
-      this.forEachInBucket(bucket, visit);
+    const { stripeShift, bucketsAt } = this.#layout;
+    const end = (stripe + 1) << stripeShift;
+    for (let bucket = stripe << stripeShift; bucket < end; bucket++) {
+      // Most are empty.
+      if (this.words[bucketsAt + bucket] !== 0) this.forEachInBucket(bucket, visit);
     }
   }
 

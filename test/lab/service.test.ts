@@ -401,9 +401,25 @@ test("a client keeps its lock when the coordinator leaves, and the leaver ends w
   const other = holderNode === "a" ? "b" : "a";
   const client = service.lock(other, "lock", "epsilon", "EX");
   await client.until("granted");
+  const writer = service.session(other);
+  for (const [name, kept] of [
+    ["omega", "PR"],
+    ["sigma", "NL"],
+  ]) {
+    await writer.ask(`lock ${name} EX`, /^ok/);
+    await writer.ask(`convert ${name} ${kept} value=${name}`, /^ok/);
+  }
   const leaver = service.daemons.get(holderNode);
   leaver?.signal("SIGTERM");
   assert.is((await leaver?.ended)?.status, 0);
+  // A lock that kept writers out vouches for its value; one that did not knows the last it heard of.
+  const reader = service.session(other);
+  assert.match(await reader.ask("lock omega PR", /^ok/), /value valid 0x[0-9a-f]+ "omega"$/);
+  assert.match(await reader.ask("lock sigma PR", /^ok/), /value invalid 0x[0-9a-f]+ "sigma"$/);
+  for (const session of [writer, reader]) {
+    session.endInput();
+    assert.is((await session.ended).status, 0);
+  }
   const refused = await service.lock(other, "lock", "epsilon", "EX", "--noqueue").ended;
   assert.is(refused.status, 1, `${refused.stdout}${refused.stderr}`);
   client.signal("SIGTERM");

@@ -693,6 +693,7 @@ static struct mxfs_fsop_reply *do_request(struct mxfs_sb_info *sbi, struct reque
 	}
 	if (!err)
 		err = make_durable(sbi, req, out);
+	mxfs_lower_failed(lower, err);
 	out->reply->error = cpu_to_le32(mxfs_fsop_put_error(err));
 	if (err)
 		out->data_len = 0;
@@ -708,7 +709,7 @@ static int enter_gate(struct mxfs_exec *exec)
 	struct mxfs_sb_info *sbi = exec->sbi;
 	int err;
 
-	wait_event(sbi->gate.wait, (err = mxfs_gate_try_enter(sbi)) != -EAGAIN || READ_ONCE(exec->stopping));
+	wait_event_idle(sbi->gate.wait, (err = mxfs_gate_try_enter(sbi)) != -EAGAIN || READ_ONCE(exec->stopping));
 	return err ? -EIO : 0;
 }
 
@@ -751,7 +752,8 @@ static void request_work(struct work_struct *work)
 		finish_request(req);
 	if (!gone && !--member->inside)
 		wake_up_all(&exec->idle);
-	gone = member->gone;
+	/* Fenced meanwhile: what failed by that is for the next holder to answer. */
+	gone = member->gone || mxfs_gate_fenced(&sbi->gate);
 	mutex_unlock(&exec->mutex);
 	mxfs_gate_leave(sbi);
 

@@ -325,6 +325,8 @@ static int begin(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, struct mxfs
 	if (!*lower)
 		return -EIO;
 	*node = mxfs_lower_node_get(*lower, fh);
+	if (IS_ERR(*node))
+		mxfs_lower_failed(*lower, PTR_ERR(*node));
 	return PTR_ERR_OR_ZERO(*node);
 }
 
@@ -610,6 +612,7 @@ static void end_name(struct mxfs_lower *lower, struct mxfs_lower_node *node, str
 	}
 	dput(dentry);
 	mnt_drop_write(lower->mnt);
+	mxfs_lower_failed(lower, err);
 	mxfs_lower_node_put(lower, node);
 }
 
@@ -1067,6 +1070,7 @@ static ssize_t local_read(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u6
 	if (done)
 		return done;
 	done = vfs_iter_read(file, to, &at, 0);
+	mxfs_lower_failed(lower, done);
 	mxfs_lower_node_put(lower, node);
 	return done;
 }
@@ -1098,6 +1102,7 @@ static ssize_t local_write(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u
 		data_changed(lower);
 		answer_attr(lower, node->dentry, attr);
 	}
+	mxfs_lower_failed(lower, done);
 	mxfs_lower_node_put(lower, node);
 	return done;
 }
@@ -1130,6 +1135,7 @@ static int local_fsync(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, bool 
 	if (d_is_reg(node->dentry) || d_is_dir(node->dentry)) {
 		file = mxfs_lower_node_file(lower, node);
 		err = IS_ERR(file) ? PTR_ERR(file) : vfs_fsync(file, datasync);
+		mxfs_lower_failed(lower, err);
 	} else {
 		err = mxfs_lower_sync(sbi);
 	}

@@ -554,6 +554,16 @@ int mxfs_lower_unmount(struct mxfs_sb_info *sbi)
 
 /* ---------------------------------------------------------------- durability */
 
+void mxfs_lower_failed(struct mxfs_lower *lower, int err)
+{
+	if ((err != -EIO && err != -EBADE) || mxfs_gate_fenced(&lower->sbi->gate))
+		return;
+	if (err == -EBADE)
+		mxfs_fence(lower->sbi, "the disk refused a write by its reservation: another node has fenced us");
+	else if (lower->sb->s_op->sync_fs(lower->sb, 1) == -EIO) /* a log force: 6.1's XFS answers EIO once it is shut down */
+		mxfs_fence(lower->sbi, "the XFS has shut itself down, see the kernel log: the disk failed, or damage was found");
+}
+
 int mxfs_lower_sync(struct mxfs_sb_info *sbi)
 {
 	struct mxfs_lower *lower = sbi->lower;
@@ -584,6 +594,7 @@ int mxfs_lower_sync(struct mxfs_sb_info *sbi)
 	}
 out:
 	mutex_unlock(&lower->sync_mutex);
+	mxfs_lower_failed(lower, err);
 	return err;
 }
 
@@ -604,6 +615,7 @@ int mxfs_lower_commit(struct mxfs_sb_info *sbi)
 			lower->meta_synced = meta;
 	}
 	mutex_unlock(&lower->sync_mutex);
+	mxfs_lower_failed(lower, err);
 	return err;
 }
 

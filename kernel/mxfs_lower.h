@@ -85,6 +85,12 @@ int mxfs_lower_cache_init(struct mxfs_lower *lower);
 /* Drops everything cached, closes the files; nobody may be using the cache. */
 void mxfs_lower_cache_drain(struct mxfs_lower *lower);
 
+/*
+ * An operation failed with `err`. If that is because the XFS has shut itself down (a log write failed, damage found) this
+ * mount is fenced: whoever waits for an answer shall get it from the next holder.
+ */
+void mxfs_lower_failed(struct mxfs_lower *lower, int err);
+
 /* mxfs_local.c: the cache */
 struct mxfs_lower_node *mxfs_lower_node_get(struct mxfs_lower *lower, const struct mxfs_fh *fh);
 void mxfs_lower_node_put(struct mxfs_lower *lower, struct mxfs_lower_node *node);

@@ -295,6 +295,8 @@ struct mxfs_lk { /* one flock or fcntl operation */
  */
 struct mxfs_backend {
 	const char *name;
+	/* What was answered is durable already (the holder's log is forced before it answers a member). */
+	bool answers_durable;
 	int (*getroot)(struct mxfs_sb_info *sbi, struct mxfs_attr *attr);
 	int (*lookup)(struct mxfs_sb_info *sbi, const struct mxfs_fh *dir, const char *name, u32 len,
 		      struct mxfs_attr *attr);
@@ -438,6 +440,8 @@ struct mxfs_sb_info {
 	struct mxfs_remote *remote;
 	struct mxfs_exec *exec;
 	struct mxfs_daemon *daemon;    /* mxfs_super.c */
+	unsigned long cleaned_at;	/* jiffies of the last give-up that made changes durable */
+	atomic_t cleaned_run;		/* how many of them came in quick succession */
 	struct mxfs_lock rename_lock;  /* MXFS_RES_SUPER, offset MXFS_SUPER_RENAME */
 	atomic64_t counters[32];       /* enum mxfs_counter */
 };

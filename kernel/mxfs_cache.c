@@ -21,6 +21,8 @@
 #include "mxfs_vfs.h"
 
 #define MXFS_MAPPED_HOLD_MS 10
+#define MXFS_CLEAN_RUN 4       /* so many give-ups in a row, */
+#define MXFS_CLEAN_RUN_MS 250  /* each no longer than this after the one before: sync everything */
 #define MXFS_DROP_TRIES 16 /* rounds of writing out and dropping, against stores through mappings */
 
 /*
@@ -51,6 +53,22 @@ int mxfs_pages_drop(struct inode *inode, pgoff_t first, pgoff_t last)
 	return err;
 }
 
+/*
+ * One inode after the other is given up when another node walks through what was made here: then one sync of the whole
+ * file system makes all of them durable, and the next ones find nothing left to do. A single one is synced by itself.
+ */
+static bool mxfs_clean_all(struct mxfs_sb_info *sbi)
+{
+	unsigned long last = READ_ONCE(sbi->cleaned_at);
+
+	WRITE_ONCE(sbi->cleaned_at, jiffies);
+	if (time_after(jiffies, last + msecs_to_jiffies(MXFS_CLEAN_RUN_MS))) {
+		atomic_set(&sbi->cleaned_run, 0);
+		return false;
+	}
+	return atomic_inc_return(&sbi->cleaned_run) > MXFS_CLEAN_RUN;
+}
+
 /* Everything that was done under EX reaches the holder, and its disk. */
 static void mxfs_inode_clean(struct mxfs_lock *lk, struct inode *inode)
 {
@@ -67,11 +85,15 @@ static void mxfs_inode_clean(struct mxfs_lock *lk, struct inode *inode)
 		return;
 	WRITE_ONCE(lk->dirtied, false);
 	err = mxfs_gate_enter_wait(sbi);
+	if (!err && sbi->be->answers_durable) {
+		mxfs_gate_leave(sbi);
+		return;
+	}
 	if (!err) {
 		err = -ESTALE;
 		/* The one inode where that is enough; it carries the log with everything before it. */
 		if ((S_ISREG(inode->i_mode) || S_ISDIR(inode->i_mode)) &&
-		    !test_bit(MXFS_VN_GONE, &MXFS_VN(inode)->state))
+		    !test_bit(MXFS_VN_GONE, &MXFS_VN(inode)->state) && !mxfs_clean_all(sbi))
 			err = sbi->be->fsync(sbi, &mi->fh, false);
 		if (err)
 			err = sbi->be->syncfs(sbi);

@@ -914,6 +914,7 @@ static void remote_forget(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh)
 
 const struct mxfs_backend mxfs_remote_backend = {
 	.name = "remote",
+	.answers_durable = true,
 	.getroot = remote_getroot,
 	.lookup = remote_lookup,
 	.getattr = remote_getattr,

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//
+// The netlink worker's loop for roundtrip.c: the native blocking receive, the lock engine, one answer. File descriptor 3
+// is a datagram socket, not netlink. Each lock is released before the next request is taken.
+//
+// Weakness: see roundtrip.c.
+
+import { writeSync } from "node:fs";
+import { GENL_BATCH_MAX, GenlSocket } from "../../native/index.js";
+import { COMMAND, LockEngine } from "../../src/dlm/engine.js";
+import { Outbox } from "../../src/dlm/outbox.js";
+import { MXFS_LOCK_ENTRY_SIZE } from "../../src/wire/abi.js";
+import { checkLockEntries, LOCK_ENTRY } from "../../src/wire/lock_entry.js";
+
+const FD = 3;
+const SLOT_BYTES = 128;
+const socket = GenlSocket.attach({ fd: FD, portId: 0 });
+const buffer = new Uint8Array(SLOT_BYTES * GENL_BATCH_MAX);
+const lengths = new Int32Array(GENL_BATCH_MAX);
+const engine = LockEngine.create(1, { resourceCountMax: 1 << 16, lockCountMax: 1 << 16 });
+const out = new Outbox();
+engine.freezeAndClear(1n, [1]);
+engine.resume(1n, out);
+for (let over = false; !over; ) {
+  const count = socket.recvBatch(buffer, SLOT_BYTES, lengths, null, -1);
+  for (let slot = 0; slot < count; slot++) {
+    const entry = buffer.subarray(slot * SLOT_BYTES, slot * SLOT_BYTES + MXFS_LOCK_ENTRY_SIZE);
+    const id = LOCK_ENTRY.lockId;
+    over = entry.subarray(id, id + 8).every((byte) => byte === 0);
+    if (over) {
+      break;
+    }
+    checkLockEntries(entry, 1);
+    engine.submit(COMMAND.REQUEST, entry, 0, 1, out);
+    writeSync(FD, out.entry(0));
+    out.clear();
+    engine.submit(COMMAND.RELEASE, entry, 0, 1, out);
+  }
+}

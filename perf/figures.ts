@@ -23,7 +23,7 @@ export interface FigureSize {
   readonly files: number;
 }
 
-export const SIZE_SHORT: FigureSize = { fileMib: 48, randomOps: 2000, fsyncOps: 100, files: 300 };
+export const SIZE_SHORT: FigureSize = { fileMib: 24, randomOps: 400, fsyncOps: 40, files: 100 };
 export const SIZE_FULL: FigureSize = { fileMib: 256, randomOps: 10_000, fsyncOps: 500, files: 2000 };
 
 export const FIGURES = [

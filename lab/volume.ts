@@ -31,7 +31,7 @@ const TROUBLE: readonly RegExp[] = [
   /\bKASAN\b/,
   /soft lockup|hard LOCKUP/,
   /kmemleak/,
-  /XFS \([^)]*\): .*(error|corrupt|internal|shut ?down|failed)/i,
+  /XFS \([^)]*\): .*(error|corrupt|shut ?down|failed)/i,
   /\bmxfs: .*\b(error|corrupt)/i,
   /mxfs_inode.*remaining|Objects remaining in mxfs/i,
   /VFS: Busy inodes/,

@@ -76,7 +76,13 @@ const PARTS: readonly Part[] = [
     ],
   },
   { name: "unit", about: "units, properties and fuzz, natively", jobs: () => testFiles("unit", 180_000) },
-  { name: "sim", about: "the seeded cluster simulation", jobs: () => testFiles("sim", 300_000) },
+  {
+    name: "sim",
+    about: "the seeded cluster simulation",
+    jobs: () => [
+      check("sim/campaign", [process.execPath, "dist/test/sim/run.js", "--seeds", "300", "--from", "1"]),
+    ],
+  },
   {
     name: "lab",
     about: "real kernels in virtual machines",

@@ -14,7 +14,7 @@ const TREE_JOBS = 8;
 const CHURN_NAMES = 80;
 const APPENDS = 400;
 const MMAP_TURNS = 10;
-const FIO_MIB = 8;
+const FIO_MIB = 4;
 
 export interface DemoState {
   readonly lab: Lab;

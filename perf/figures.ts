@@ -23,7 +23,7 @@ export interface FigureSize {
   readonly files: number;
 }
 
-export const SIZE_SHORT: FigureSize = { fileMib: 8, randomOps: 128, fsyncOps: 16, files: 60 };
+export const SIZE_SHORT: FigureSize = { fileMib: 8, randomOps: 150, fsyncOps: 20, files: 60 };
 export const SIZE_FULL: FigureSize = { fileMib: 256, randomOps: 10_000, fsyncOps: 500, files: 2000 };
 
 export const FIGURES = [

@@ -34,8 +34,6 @@ interface Job {
 interface Part {
   readonly name: string;
   readonly about: string;
-  /** Runs only when it is asked for by name. */
-  readonly onDemand?: boolean;
   jobs(): Job[];
 }
 
@@ -62,9 +60,6 @@ function check(name: string, command: readonly string[], timeoutMs = 300_000): J
   return { name, command, kind: "check", timeoutMs };
 }
 
-/** Lab tests that take so long under emulation that a plain run leaves them out; it says so. */
-const LONG: readonly string[] = ["lab/mxfs_posix", "lab/mxfs_coherence", "lab/mxfs_mount", "lab/mxfs_roles"];
-
 const PARTS: readonly Part[] = [
   {
     name: "lint",
@@ -87,17 +82,14 @@ const PARTS: readonly Part[] = [
     name: "lab",
     about: "real kernels in virtual machines",
     jobs: () => [
-      ...testFiles("lab", 900_000).filter((job) => !LONG.includes(job.name)),
+      ...testFiles("lab", 1_200_000),
       check("lab/demo", [process.execPath, "dist/lab/demo.js"], 900_000),
     ],
   },
-  {
-    name: "long",
-    about: "more of the same, longer: not part of a plain run",
-    onDemand: true,
-    jobs: () => testFiles("lab", 1_800_000).filter((job) => LONG.includes(job.name)),
-  },
 ];
+
+/** What the tests that take long say after each of theirs. */
+const PROGRESS = /\[[0-9.]+ s\] .*/;
 
 function run(job: Job): Promise<{ status: number | null; output: string; late: boolean }> {
   return new Promise((resolve) => {
@@ -105,8 +97,16 @@ function run(job: Job): Promise<{ status: number | null; output: string; late: b
     const child = spawn(program, rest, { cwd: ROOT, stdio: ["ignore", "pipe", "pipe"], detached: true });
     let output = "";
     let late = false;
+    let line = "";
     const take = (chunk: Buffer): void => {
-      output = (output + chunk.toString("utf8")).slice(-200_000);
+      const text = chunk.toString("utf8");
+      output = (output + text).slice(-200_000);
+      const lines = (line + text).slice(-10_000).split("\n");
+      line = lines.pop() ?? "";
+      for (const done of lines) {
+        const progress = PROGRESS.exec(done);
+        if (progress !== null) process.stdout.write(`     ${progress[0]}\n`);
+      }
     };
     child.stdout.on("data", take);
     child.stderr.on("data", take);
@@ -154,7 +154,7 @@ async function main(): Promise<number> {
       .jobs()
       .filter(
         (job) =>
-          (wanted.length === 0 && part.onDemand !== true) ||
+          wanted.length === 0 ||
           wanted.some((word) => word === part.name || (word.includes("/") && job.name.startsWith(word))),
       );
   if (wanted.includes("--list")) {
@@ -192,10 +192,6 @@ async function main(): Promise<number> {
       }
     }
     times.push(`${part.name} ${seconds(partStartMs)}`);
-  }
-  if (wanted.length === 0) {
-    const left = PARTS.filter((part) => part.onDemand === true).map((part) => `npm test -- ${part.name}`);
-    process.stdout.write(`\nnot run: ${left.join(", ")}\n`);
   }
   process.stdout.write(`\ntime: ${times.join(", ")}; all ${seconds(startMs)}\n`);
   process.stdout.write(`${sum.passed} passed, ${sum.failed} failed\n`);

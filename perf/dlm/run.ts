@@ -168,7 +168,7 @@ const TABLE_ROWS: readonly TableRow[] = [
     resources: 65_536,
     resident: 0,
     threads: 1,
-    pairs: 500_000,
+    pairs: 2_000_000,
     goal: 1,
   },
   {
@@ -176,7 +176,7 @@ const TABLE_ROWS: readonly TableRow[] = [
     resources: 16,
     resident: 0,
     threads: 1,
-    pairs: 500_000,
+    pairs: 2_000_000,
     goal: 4,
   },
   {
@@ -184,12 +184,12 @@ const TABLE_ROWS: readonly TableRow[] = [
     resources: 1_000_000,
     resident: 1,
     threads: 1,
-    pairs: 300_000,
+    pairs: 1_000_000,
     goal: 1.6,
   },
 ];
-const TWO: TableRow = { ...TABLE_ROWS[0], name: "two", threads: 2, pairs: 500_000 } as TableRow;
-const BATCH = 256;
+const TWO: TableRow = { ...TABLE_ROWS[0], name: "two", threads: 2, pairs: 2_000_000 } as TableRow;
+const BATCH = 128;
 
 /** In turns, so that neither always runs on a warm cache. */
 async function inTurns(

@@ -61,6 +61,10 @@ import {
   COUNTER,
   type CounterName,
   CTL,
+  DESK,
+  DESK_COUNT,
+  DESK_WORDS,
+  DESKS_AT,
   KIND,
   LOCK,
   QUEUE,
@@ -78,6 +82,7 @@ import { OUTCOME, type Outbox, type Outcome } from "./outbox.js";
 import { KEY_WORDS, ResourceHasher } from "./resource.js";
 import { LockTable } from "./table.js";
 import { masterOf, sortedNodes } from "./view.js";
+import { type LockProgram, lockProgram } from "./wasm_path.js";
 
 /** errnos of denials, positive (asm-generic/errno.h). */
 export const EAGAIN = 11;
@@ -175,6 +180,11 @@ const DUMP_BUCKETS_MAX = 32_768;
 /** LOCK.ID_HIGH >>> this: MXFS_LOCK_CLIENT_*. */
 const CLIENT_SHIFT = MXFS_LOCK_CLIENT_SHIFT - 32;
 
+export interface EngineOptions {
+  /** Whether what is simple goes through WebAssembly (wasm_path.ts); the outcome is the same. */
+  readonly shortPath?: boolean;
+}
+
 export class LockEngine {
   readonly #hasher = new ResourceHasher();
   /** The message in hand: 16 words of an entry. */
@@ -186,7 +196,21 @@ export class LockEngine {
   #lastBuffer: ArrayBufferLike | null = null;
   #lastWords = new Int32Array(0) as Int32Array;
 
-  private constructor(readonly table: LockTable) {}
+  /** The short path; null: everything is done here. */
+  readonly #program: LockProgram | null;
+  /** This thread's desk: messages and commands for the short path. */
+  readonly #desk: Int32Array;
+  readonly #deskBytes: Uint8Array;
+
+  private constructor(
+    readonly table: LockTable,
+    { shortPath = true }: EngineOptions,
+  ) {
+    const desk = DESKS_AT + table.thread * DESK_WORDS;
+    this.#desk = table.words.subarray(desk, desk + DESK_WORDS);
+    this.#deskBytes = new Uint8Array(table.words.buffer, 4 * desk, DESK_COUNT * MXFS_LOCK_ENTRY_SIZE);
+    this.#program = shortPath ? lockProgram(table.memory, table.layout, table.thread) : null;
+  }
 
   /** Longer ones replace it: not to be kept over a `reserve`. */
   get #words(): Int32Array<SharedArrayBuffer> {
@@ -194,16 +218,16 @@ export class LockEngine {
   }
 
   /** Makes a table for node `self` and an engine over it. Without a view it decides nothing. */
-  static create(self: number, capacity: TableCapacity): LockEngine {
+  static create(self: number, capacity: TableCapacity, options: EngineOptions = {}): LockEngine {
     assertU32(self, "node id");
     const table = LockTable.create(capacity);
     Atomics.store(table.words, CTL.SELF_NODE, self | 0);
-    return new LockEngine(table);
+    return new LockEngine(table, options);
   }
 
   /** An engine of another thread over the same table. */
-  static attach(memory: SharedMemory): LockEngine {
-    return new LockEngine(LockTable.attach(memory));
+  static attach(memory: SharedMemory, options: EngineOptions = {}): LockEngine {
+    return new LockEngine(LockTable.attach(memory), options);
   }
 
   /** Post this to other threads, for `attach`. */
@@ -248,23 +272,109 @@ export class LockEngine {
    * @throws LockTableError: the daemon must end.
    */
   submit(command: Command, bytes: Uint8Array, at: number, from: number, out: Outbox): Result {
+    if (this.#program !== null) {
+      this.#lay(bytes, at);
+      this.#desk[DESK.COMMANDS] = command;
+      this.#program.prepare(0, 1);
+      if (this.#runShort(this.#program, 0, 1, from, out) === 1) return RESULT.DECIDED;
+    }
     this.#load(bytes, at);
     return this.#submit(command, bytes, at, from, out);
   }
 
-  /** As `submit` for every entry of a body, in order; adds to `tally` if given. @returns how many entries. */
-  submitAll(command: Command, bytes: Uint8Array, from: number, out: Outbox, tally?: Tally): number {
-    const base = bytes.byteOffset;
-    const words = (base & 3) === 0 ? this.#wordsOf(bytes.buffer) : null;
-    const end = bytes.length - MXFS_LOCK_ENTRY_SIZE;
+  /**
+   * As `submit` for every entry of a body, in order. @param tally is added to.
+   * @param onTrouble called for messages that are REJECTED, or a CONFLICT. @returns how many entries.
+   */
+  submitAll(
+    command: Command | readonly Command[],
+    bytes: Uint8Array,
+    from: number,
+    out: Outbox,
+    tally?: Tally,
+    onTrouble?: (at: number, result: Result) => void,
+  ): number {
+    const slots = Math.floor(bytes.length / MXFS_LOCK_ENTRY_SIZE);
+    const program = this.#program;
+    const size = program === null ? 1 : DESK_COUNT;
     let count = 0;
-    for (let at = 0; at <= end; at += entrySize(bytes, at)) {
-      if (words === null) this.#load(bytes, at);
-      else this.#loadWords(words, (base + at) >>> 2);
-      const result = this.#submit(command, bytes, at, from, out);
-      count++;
-      if (tally !== undefined) tally[result] = (tally[result] as number) + 1;
+    let first = 0;
+    while (first < slots) {
+      const some = Math.min(size, slots - first);
+      if (program !== null) this.#layAll(program, command, bytes, first, some);
+      let slot = 0;
+      while (slot < some) {
+        const done = program === null ? 0 : this.#runShort(program, slot, some, from, out);
+        slot += done;
+        count += done;
+        if (tally !== undefined) tally[RESULT.DECIDED] = (tally[RESULT.DECIDED] as number) + done;
+        if (slot >= some) break;
+        const at = (first + slot) * MXFS_LOCK_ENTRY_SIZE;
+        const its = typeof command === "number" ? command : (command[first + slot] as Command);
+        this.#load(bytes, at);
+        const result = this.#submit(its, bytes, at, from, out);
+        count++;
+        slot += entrySize(bytes, at) / MXFS_LOCK_ENTRY_SIZE;
+        if (tally !== undefined) tally[result] = (tally[result] as number) + 1;
+        if (onTrouble !== undefined && (result === RESULT.REJECTED || result === RESULT.CONFLICT)) {
+          onTrouble(at, result);
+        }
+      }
+      first += slot;
     }
+    return count;
+  }
+
+  /** Lays one message on the desk. */
+  #lay(bytes: Uint8Array, at: number): void {
+    const offset = bytes.byteOffset + at;
+    if ((offset & 3) !== 0) {
+      this.#deskBytes.set(bytes.subarray(at, at + MXFS_LOCK_ENTRY_SIZE));
+      return;
+    }
+    const words = this.#wordsOf(bytes.buffer);
+    const desk = this.#desk;
+    for (let word = 0; word < ENTRY_WORDS; word++) desk[word] = words[(offset >>> 2) + word] as number;
+  }
+
+  /** Lays `count` slots from slot `first` on on the desk, prepared. */
+  #layAll(
+    program: LockProgram,
+    command: Command | readonly Command[],
+    bytes: Uint8Array,
+    first: number,
+    count: number,
+  ): void {
+    const at = first * MXFS_LOCK_ENTRY_SIZE;
+    if (count === 1) this.#lay(bytes, at);
+    else this.#deskBytes.set(bytes.subarray(at, at + count * MXFS_LOCK_ENTRY_SIZE));
+    if (typeof command === "number") {
+      this.#desk.fill(command, DESK.COMMANDS, DESK.COMMANDS + count);
+    } else {
+      for (let slot = 0; slot < count; slot++)
+        this.#desk[DESK.COMMANDS + slot] = command[first + slot] as number;
+    }
+    program.prepare(0, count);
+  }
+
+  /** @returns how many of the desk's messages [start, end) the short path has decided. */
+  #runShort(program: LockProgram, start: number, end: number, from: number, out: Outbox): number {
+    let done = 0;
+    let told = false;
+    try {
+      done = program.run(start, end, from | 0);
+      const grants = done >>> 16;
+      if (grants > 0) out.appendRun(from, OUTCOME.GRANT, this.#desk, start * ENTRY_WORDS, grants);
+      told = true;
+    } finally {
+      // A trap (the table is corrupt, and this thread's stripes stay locked), or grants that found no room.
+      if (!told) {
+        this.table.breakTable();
+        this.table.markThreadDead(this.table.thread);
+      }
+    }
+    const count = done & 0xffff;
+    this.table.count(COUNTER.short, count);
     return count;
   }
 

@@ -5,7 +5,10 @@
  *
  *   0            control words (CTL)        capacities, state, epoch, allocator
  *   64           view: node ids, sorted     MXFS_NODE_COUNT_MAX words
- *   128          thread blocks              (THREAD_COUNT_MAX + 1) * 32: what each thread has counted (COUNTER)
+ *   128          mode masks                 MXFS_MODE_COUNT * 4: what each mode rules out (MASK)
+ *   160          thread blocks              (THREAD_COUNT_MAX + 1) * 64: what each thread has counted (COUNTER), and
+ *                                           the free records that it keeps (KEPT_*)
+ *   desks_at     desks                      (THREAD_COUNT_MAX + 1) * 2816: a thread's messages in hand (DESK)
  *   stripes_at   stripe locks               stripe_count * 16 (a cache line each)
  *   buckets_at   hash buckets               bucket_count: the first resource, 0 = none
  *   segments_at  segments                   segment_words each: records of one kind; added while the table grows
@@ -21,10 +24,12 @@
  * others go on: their views stay right for the old length, and they take the longer one when they next enter a
  * stripe (CTL.LENGTH). A *growable* SharedArrayBuffer would be nine times slower to read.
  *
- * Protocol: a stripe is a row of buckets, stripe (bucket >>> stripe_shift), so that walking it is reading on; whatever hangs below a bucket is read and
- * written only under that stripe's lock. Free records hang in one list per kind (word 0), under the allocator's
- * lock, which is only taken inside a stripe lock, never the other way; each thread keeps a few for itself. A
- * generation counter rises whenever a record is freed.
+ * Protocol: a stripe is a row of buckets, stripe (bucket >>> stripe_shift), so that walking it is reading on; whatever
+ * hangs below a bucket is read and written only under that stripe's lock. Free records hang in one list per kind
+ * (word 0), under the allocator's lock, which is only taken inside a stripe lock, never the other way; each thread
+ * keeps a list of a few for itself, void once AGE has changed. A generation counter rises whenever a record is freed.
+ * Two pieces of code work on it by the same rules: table.ts with engine.ts, in TypeScript, which can do everything,
+ * and wasm_path.ts, in WebAssembly, which does what is simple and most of what happens.
  * Size: one lock on a resource of its own costs 80 + 40 bytes and its bucket, 4.
  * Known weakness: memory never shrinks; more resources than buckets make longer chains.
  */
@@ -82,7 +87,7 @@ export const ARENA = {
 export const ARENA_WORDS = 4;
 
 export const TABLE_MAGIC = 0x4d584c54;
-export const TABLE_VERSION = 2;
+export const TABLE_VERSION = 3;
 
 export const TABLE_STATE = {
   /** No view yet. */
@@ -134,19 +139,57 @@ export const COUNTER = {
   memoryRefused: 22,
   /** Lock values written. */
   values: 23,
+  /** Messages decided by the short path (wasm_path.ts); also counted as what they are. */
+  short: 24,
 } as const;
 export type CounterName = keyof typeof COUNTER;
 
-/** In a thread's block, behind the counters: records in use as far as this thread took and gave them. */
+/**
+ * By mode, MASK_WORDS each: the halves of RES.HELD (six, the rest is 0) that must be 0 for a lock of that mode to be
+ * granted, all ones.
+ */
+export const MASKS_AT = VIEW_AT + MXFS_NODE_COUNT_MAX;
+export const MASK_WORDS = 4;
+
+/** In a thread's block, behind the counters: records in use as far as this thread took and gave them, by KIND. */
 export const USED_AT = 28;
-export const THREAD_WORDS = 32;
-export const THREADS_AT = VIEW_AT + MXFS_NODE_COUNT_MAX;
+/** Free records that the thread keeps: the first of the list, and how many, by KIND. */
+export const KEPT_HEAD_AT = 32;
+export const KEPT_COUNT_AT = 36;
+/** CTL.AGE when the list was begun. */
+export const KEPT_AGE_AT = 40;
+export const THREAD_WORDS = 64;
+/** On a cache line of its own, as is each block. */
+export const THREADS_AT = 160;
 
 /** Most threads that may attach (bits of THREADS_DEAD; also told apart in the lock words). */
 export const THREAD_COUNT_MAX = 30;
 
-export const STRIPES_AT = THREADS_AT + (THREAD_COUNT_MAX + 1) * THREAD_WORDS;
+/** Messages that a desk has room for. */
+export const DESK_COUNT = 128;
+/** Words of a thread's desk, where it lays messages for wasm_path.ts; nobody else looks at it. */
+export const DESK = {
+  /** DESK_COUNT entries of 16 words; a grant is written over the request, or one before it. */
+  MESSAGES: 0,
+  /** DESK_COUNT frame types. */
+  COMMANDS: DESK_COUNT * 16,
+  /** DESK_COUNT * DESK_WORK_WORDS. */
+  WORK: DESK_COUNT * 17,
+  /** Byte addresses of the stripe locks that are held. */
+  HELD: DESK_COUNT * 21,
+} as const;
+/** What `prepare` finds out about a message. */
+export const DESK_WORK = { HASH: 0, BUCKET: 1, STRIPE: 2, HEAD: 3 } as const;
+export const DESK_WORK_WORDS = 4;
+/** Stripe locks that a thread holds at once, at most; it only tries for a second one, never waits. */
+export const DESK_HELD_MAX = 32;
+export const DESK_WORDS = DESK_COUNT * 22;
+export const DESKS_AT = THREADS_AT + (THREAD_COUNT_MAX + 1) * THREAD_WORDS;
+
+export const STRIPES_AT = DESKS_AT + (THREAD_COUNT_MAX + 1) * DESK_WORDS;
 export const STRIPE_WORDS = 16;
+/** Set in a lock word when somebody sleeps on it; the bits below are the owner's thread number. */
+export const WAITERS = 0x4000_0000;
 
 /** Fields of a resource record. */
 export const RES = {
@@ -246,7 +289,7 @@ export interface TableLayout {
   readonly batchCount: number;
 }
 
-const STRIPE_COUNT_MAX = 256;
+const STRIPE_COUNT_MAX = 2048;
 const BUCKET_COUNT_MAX = 1 << 20;
 /** 8 Mi of each stay below 1 GiB: byte offsets fit 31 bits. */
 const COUNT_MAX = 1 << 23;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /**
- * Shared memory that grows: a shared WebAssembly.Memory, no code behind it. Post the object itself to other threads.
+ * Shared memory that grows: a shared WebAssembly.Memory. Post the object itself to other threads. And programs that
+ * run on it (wasm_asm.ts).
  *
  * Protocol: `grow` by one thread at a time (the table's allocator lock); any view taken before stays valid for the
  * length it was taken with.
@@ -18,6 +19,8 @@ export interface SharedMemory {
 interface WithMemory {
   readonly WebAssembly: {
     readonly Memory: new (limits: { initial: number; maximum: number; shared: true }) => SharedMemory;
+    readonly Module: new (bytes: Uint8Array<ArrayBuffer>) => object;
+    readonly Instance: new (module: object, imports: object) => { readonly exports: unknown };
   };
 }
 
@@ -25,4 +28,13 @@ interface WithMemory {
 export function createSharedMemory(initial: number, maximum: number): SharedMemory {
   const { Memory } = (globalThis as unknown as WithMemory).WebAssembly;
   return new Memory({ initial, maximum, shared: true });
+}
+
+/**
+ * Makes a module that imports "env" "memory" run on this memory, in this thread. @returns its exports.
+ * @throws CompileError, LinkError: the program is wrong.
+ */
+export function runOn(memory: SharedMemory, bytes: Uint8Array<ArrayBuffer>): unknown {
+  const { Module, Instance } = (globalThis as unknown as WithMemory).WebAssembly;
+  return new Instance(new Module(bytes), { env: { memory } }).exports;
 }

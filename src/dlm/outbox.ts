@@ -27,6 +27,8 @@ export type Outcome = (typeof OUTCOME)[keyof typeof OUTCOME];
 
 const ENTRY_WORDS = MXFS_LOCK_ENTRY_SIZE / 4;
 const START_COUNT = 256;
+/** More entries are copied at once: that costs a view. */
+const COPY_BY_WORD_COUNT_MAX = 3;
 
 /**
  * Entries of one kind for one node, in order: `entries` is a view of the outbox, valid until the next append.
@@ -94,6 +96,22 @@ export class Outbox {
   appendBytes(node: number, type: Outcome, bytes: Uint8Array, at: number): void {
     const to = this.append(node, type) * 4;
     for (let i = 0; i < MXFS_LOCK_ENTRY_SIZE; i++) this.#bytes[to + i] = bytes[at + i] as number;
+  }
+
+  /** Appends `count` entries for one node, as they lie in words[at ..). */
+  appendRun(node: number, type: Outcome, words: Int32Array, at: number, count: number): void {
+    while (this.#count + count > this.#nodes.length) this.#grow();
+    const first = this.#count;
+    this.#count += count;
+    this.#nodes.fill(node, first, first + count);
+    this.#types.fill(type, first, first + count);
+    const to = first * ENTRY_WORDS;
+    if (count > COPY_BY_WORD_COUNT_MAX) {
+      this.#words.set(words.subarray(at, at + count * ENTRY_WORDS), to);
+      return;
+    }
+    for (let word = 0; word < count * ENTRY_WORDS; word++)
+      this.#words[to + word] = words[at + word] as number;
   }
 
   #grow(): void {

@@ -21,10 +21,15 @@ import {
   COUNTER,
   type CounterName,
   CTL,
+  KEPT_AGE_AT,
+  KEPT_COUNT_AT,
+  KEPT_HEAD_AT,
   KIND,
   type Kind,
   LOCK,
   LOCK_BYTE,
+  MASK_WORDS,
+  MASKS_AT,
   PAGE_WORDS,
   QUEUE,
   QUEUE_FREE,
@@ -46,6 +51,7 @@ import {
   tableWordsMax,
   USED_AT,
   VALUE,
+  WAITERS,
 } from "./layout.js";
 import { createSharedMemory, type SharedMemory } from "./memory.js";
 import { COMPATIBLE } from "./modes.js";
@@ -73,8 +79,6 @@ export class LockTableError extends Error {
   }
 }
 
-/** Set in a lock word when somebody sleeps on it; the bits below are the owner's thread number. */
-const WAITERS = 0x4000_0000;
 /** Longer spins are deadly on few cores. */
 const SPIN_COUNT = 200;
 const WAIT_SLICE_MS = 100;
@@ -92,10 +96,6 @@ export class LockTable {
   #bytes: Uint8Array<SharedArrayBuffer>;
   /** Word of this thread's block. */
   readonly #block: number;
-  /** Free records that this thread keeps, by KIND; void when the age has changed. */
-  readonly #kept: readonly Int32Array[];
-  readonly #keptCount = [0, 0, 0];
-  #age: number;
   /** Why the last reservation failed, until somebody has logged it. */
   refusal: string | null = null;
 
@@ -112,8 +112,7 @@ export class LockTable {
       throw new LockTableError("TABLE_LIMIT", `lock table: at most ${THREAD_COUNT_MAX} threads may attach`);
     }
     this.#block = THREADS_AT + this.thread * THREAD_WORDS;
-    this.#kept = RECORD_WORDS.map(() => new Int32Array(2 * layout.batchCount));
-    this.#age = this.words[CTL.AGE] as number;
+    this.words[this.#block + KEPT_AGE_AT] = this.words[CTL.AGE] as number;
   }
 
   /** Makes an empty table; the calling thread is attached to it. @throws RangeError */
@@ -132,6 +131,13 @@ export class LockTable {
     words[CTL.STRIPE_COUNT] = layout.stripeCount;
     words[CTL.SEGMENT_WORDS] = layout.segmentWords;
     words[CTL.LENGTH] = words.length;
+    const halves = new Uint16Array(memory.buffer);
+    for (let mode = 0; mode < MXFS_MODE_COUNT; mode++) {
+      for (let other = 0; other < MXFS_MODE_COUNT; other++) {
+        const ruledOut = ((COMPATIBLE[mode] as number) & (1 << other)) === 0;
+        halves[2 * (MASKS_AT + mode * MASK_WORDS) + other] = ruledOut ? 0xffff : 0;
+      }
+    }
     return new LockTable(memory, layout);
   }
 
@@ -155,6 +161,9 @@ export class LockTable {
     return this.#layout.bucketCount;
   }
   get capacity(): TableCapacity {
+    return this.#layout;
+  }
+  get layout(): TableLayout {
     return this.#layout;
   }
   get resourcesUsed(): number {
@@ -581,30 +590,40 @@ export class LockTable {
    * @returns whether there is room; if not, `refusal` says why.
    */
   reserve(kind: Kind): boolean {
-    if (this.#age !== this.words[CTL.AGE]) this.#forgetKept();
-    return (this.#keptCount[kind] as number) > 0 || this.#fetch(kind);
+    if (this.words[this.#block + KEPT_AGE_AT] !== this.words[CTL.AGE]) this.#forgetKept();
+    return (this.words[this.#block + KEPT_COUNT_AT + kind] as number) > 0 || this.#fetch(kind);
   }
 
   #take(kind: Kind): number {
-    const count = this.#keptCount[kind] as number;
-    if (count === 0) throw corrupt(`no record of kind ${kind} was reserved`);
-    this.#keptCount[kind] = count - 1;
+    const words = this.words;
+    if (words[this.#block + KEPT_COUNT_AT + kind] === 0)
+      throw corrupt(`no record of kind ${kind} was reserved`);
+    const record = words[this.#block + KEPT_HEAD_AT + kind] as number;
+    words[this.#block + KEPT_HEAD_AT + kind] = words[record] as number;
+    this.count(KEPT_COUNT_AT + kind, -1);
     this.count(USED_AT + kind);
-    return (this.#kept[kind] as Int32Array)[count - 1] as number;
+    return record;
   }
 
   #give(kind: Kind, record: number): void {
-    if (this.#age !== this.words[CTL.AGE]) this.#forgetKept();
-    const kept = this.#kept[kind] as Int32Array;
-    if (this.#keptCount[kind] === kept.length) this.#giveBack(kind);
-    kept[this.#keptCount[kind] as number] = record;
-    this.#keptCount[kind] = (this.#keptCount[kind] as number) + 1;
+    const words = this.words;
+    if (words[this.#block + KEPT_AGE_AT] !== words[CTL.AGE]) this.#forgetKept();
+    if (words[this.#block + KEPT_COUNT_AT + kind] === 2 * this.#layout.batchCount) this.#giveBack(kind);
+    this.#keep(kind, record);
     this.count(USED_AT + kind, -1);
   }
 
+  /** Puts a free record into this thread's list. */
+  #keep(kind: Kind, record: number): void {
+    const words = this.words;
+    words[record] = words[this.#block + KEPT_HEAD_AT + kind] as number;
+    words[this.#block + KEPT_HEAD_AT + kind] = record;
+    this.count(KEPT_COUNT_AT + kind);
+  }
+
   #forgetKept(): void {
-    this.#keptCount.fill(0);
-    this.#age = this.words[CTL.AGE] as number;
+    this.words.fill(0, this.#block + KEPT_HEAD_AT, this.#block + KEPT_AGE_AT);
+    this.words[this.#block + KEPT_AGE_AT] = this.words[CTL.AGE] as number;
   }
 
   /** Gets a batch of free records from all threads' pool, or cuts new ones. */
@@ -613,7 +632,6 @@ export class LockTable {
     const arena = CTL.ARENAS + kind * ARENA_WORDS;
     const countMax = kind === KIND.LOCK ? lockCountMax : resourceCountMax;
     const size = RECORD_WORDS[kind] as number;
-    const kept = this.#kept[kind] as Int32Array;
     this.#acquire(CTL.ALLOCATOR_LOCK, "allocator");
     try {
       let count = 0;
@@ -630,9 +648,9 @@ export class LockTable {
           this.words[arena + ARENA.FRESH] = record + size;
         }
         this.words[arena + ARENA.OUT] = (this.words[arena + ARENA.OUT] as number) + 1;
-        kept[count++] = record;
+        this.#keep(kind, record);
+        count++;
       }
-      this.#keptCount[kind] = count;
       if (count === 0 && this.words[arena + ARENA.OUT] === countMax) {
         this.refusal = `the lock table is full: ${countMax} ${kind === KIND.LOCK ? "locks" : "resources"}`;
       }
@@ -670,14 +688,13 @@ export class LockTable {
   /** Half of what this thread keeps goes back to all. */
   #giveBack(kind: Kind): void {
     const arena = CTL.ARENAS + kind * ARENA_WORDS;
-    const kept = this.#kept[kind] as Int32Array;
     this.#acquire(CTL.ALLOCATOR_LOCK, "allocator");
     try {
       const words = this.words;
       for (let count = this.#layout.batchCount; count > 0; count--) {
-        const last = (this.#keptCount[kind] as number) - 1;
-        const record = kept[last] as number;
-        this.#keptCount[kind] = last;
+        const record = words[this.#block + KEPT_HEAD_AT + kind] as number;
+        words[this.#block + KEPT_HEAD_AT + kind] = words[record] as number;
+        this.count(KEPT_COUNT_AT + kind, -1);
         words[record] = words[arena + ARENA.FREE] as number;
         words[arena + ARENA.FREE] = record;
         words[arena + ARENA.OUT] = (words[arena + ARENA.OUT] as number) - 1;

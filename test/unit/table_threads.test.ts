@@ -4,19 +4,22 @@
  *   1. who holds EX on a resource is alone in its epoch: a shared word per resource names the owner;
  *   2. nothing is decided for an epoch once it is cleared;
  *   3. afterwards links and counts agree, and the table empties;
- *   4. a thread that dies with a stripe lock is an error for the others, and soon.
+ *   4. a thread that dies with a stripe lock is an error for the others, and soon;
+ *   5. what several threads are told, some by the short path (WebAssembly) and some without it, fits together: a checker
+ *      that knows only the log of what each asked and was answered, and when, finds no two incompatible modes held at
+ *      once, and no refusal without somebody who may have been in the way.
  * The thread's part is at the end of this file.
  */
 import { fileURLToPath } from "node:url";
 import { isMainThread, parentPort, Worker, workerData } from "node:worker_threads";
 import { test } from "uvu";
 import * as assert from "uvu/assert";
-import { COMMAND, LockEngine, RESULT } from "../../src/dlm/engine.js";
+import { COMMAND, type Command, LockEngine, RESULT } from "../../src/dlm/engine.js";
 import { createSharedMemory, type SharedMemory } from "../../src/dlm/memory.js";
 import { OUTCOME, Outbox } from "../../src/dlm/outbox.js";
 import { LockTable, LockTableError } from "../../src/dlm/table.js";
-import { LockMode } from "../../src/wire/abi.js";
-import { decodeLockEntry } from "../../src/wire/lock_entry.js";
+import { LockMode, MXFS_LKF_CONVERT, MXFS_LKF_NOQUEUE } from "../../src/wire/abi.js";
+import { decodeLockEntry, encodeLockEntries } from "../../src/wire/lock_entry.js";
 import { entryOf } from "../support/locks.js";
 import { Random } from "../support/random.js";
 
@@ -24,9 +27,13 @@ const THIS_FILE = fileURLToPath(import.meta.url);
 const THREADS = 3;
 const INOS = 8;
 const RUN_MS = 1500;
+const HISTORY_ROUNDS = 600;
+const BATCH_MAX = 12;
+/** COMPATIBLE is what is to be proven: here is the matrix again, as the documents have it. */
+const BESIDE = ["++++++", "+++++.", "+++...", "++.+..", "++....", "+....."];
 
 interface Job {
-  readonly role: "hammer" | "die";
+  readonly role: "hammer" | "history" | "die";
   readonly table: SharedMemory;
   /** Word 0: stop. Word 1 + ino: epoch * 64 + thread of who holds EX on it. */
   readonly shared: SharedArrayBuffer;
@@ -40,10 +47,26 @@ interface Report {
   readonly flaws: readonly string[];
 }
 
-function start(job: Job): Promise<Report> {
+/** One thread's log: what it was told of one lock. Times are tickets that all threads draw from one counter. */
+interface Told {
+  readonly ino: number;
+  /** The lock: of one thread, never used again. */
+  readonly id: number;
+  readonly mode: number;
+  /** Before it asked, after it was answered. */
+  readonly asked: number;
+  readonly answered: number;
+  readonly what: "granted" | "refused" | "given up";
+}
+interface History {
+  readonly told: readonly Told[];
+  readonly flaws: readonly string[];
+}
+
+function start<T = Report>(job: Job): Promise<T> {
   return new Promise((resolve, reject) => {
     const worker = new Worker(THIS_FILE, { workerData: job });
-    worker.once("message", (report: Report) => {
+    worker.once("message", (report: T) => {
       resolve(report);
     });
     worker.once("error", reject);
@@ -98,6 +121,50 @@ test("threads that hammer one table never hold EX together, through view changes
   engine.freezeAndClear(epoch + 1n, [1]);
   assert.is(engine.table.locksUsed, 0);
   assert.is(engine.table.resourcesUsed, 0);
+});
+
+test("the history of threads on both paths fits together", async () => {
+  const engine = LockEngine.create(1, { resourceCountMax: 1024, lockCountMax: 4096 });
+  engine.freezeAndClear(1n, [1]);
+  engine.resume(1n, new Outbox());
+  const shared = new SharedArrayBuffer(4 * (1 + INOS));
+  const histories = await Promise.all(
+    Array.from({ length: THREADS + 1 }, (_, index) =>
+      start<History>({ role: "history", table: engine.memory, shared, seed: index + 1 }),
+    ),
+  );
+  assert.equal(
+    histories.flatMap(({ flaws }) => flaws),
+    [],
+  );
+  const told = histories.flatMap(({ told: its }) => its);
+  assert.equal(flawsOf(told), []);
+  const count = (what: Told["what"]): number => told.filter((each) => each.what === what).length;
+  assert.ok(count("granted") > 2000 && count("refused") > 200, "the threads do not get in each other's way");
+  const { short, requests, converts, statements, releases } = engine.counters;
+  const all = requests + converts + statements + releases;
+  assert.ok(short > all / 20 && short < (all * 19) / 20, `${short} of ${all} went the short way`);
+  assert.is(engine.table.locksUsed, 0);
+  assert.is(engine.table.resourcesUsed, 0);
+  for (let stripe = 0; stripe < engine.table.stripeCount; stripe++) {
+    engine.table.locked(stripe, () => engine.table.checkStripe(stripe));
+  }
+});
+
+test("the checker of histories finds what must not be", () => {
+  const granted = { ino: 1, mode: 5, what: "granted" } as const;
+  const gone = { ino: 1, mode: 5, what: "given up" } as const;
+  const two: Told[] = [
+    { ...granted, id: 1, asked: 1, answered: 2 },
+    { ...granted, id: 2, asked: 3, answered: 4 },
+    { ...gone, id: 1, asked: 5, answered: 6 },
+    { ...gone, id: 2, asked: 7, answered: 8 },
+  ];
+  assert.is(flawsOf(two).length, 1);
+  assert.equal(flawsOf([{ ...two[0], mode: 3 } as Told, { ...two[2], mode: 3 } as Told]), []);
+  const refused = { ino: 1, id: 3, mode: 3, what: "refused" } as const;
+  assert.equal(flawsOf([two[0] as Told, { ...refused, asked: 3, answered: 4 }, two[2] as Told]), []);
+  assert.is(flawsOf([{ ...refused, asked: 9, answered: 10 }, two[0] as Told, two[2] as Told]).length, 1);
 });
 
 test("a stripe lock whose owner is known to be dead is an error at once, not a hang", async () => {
@@ -167,7 +234,132 @@ function work(job: Job, port: NonNullable<typeof parentPort>): void {
     for (let stripe = 0; stripe < engine.table.stripeCount; stripe++) engine.table.lockStripe(stripe);
     process.exit(0);
   }
-  port.postMessage(hammer(engine, job));
+  port.postMessage(job.role === "history" ? history(job) : hammer(engine, job));
+}
+
+// ---- histories ----------------------------------------------------------------------------------------------
+
+/** From when to when a lock may have been held in a mode, and from when to when it must have been. */
+interface Hold {
+  readonly id: number;
+  readonly mode: number;
+  readonly mayFrom: number;
+  readonly mustFrom: number;
+  mustTo: number;
+  mayTo: number;
+}
+
+/** What does not fit together, at most a few of them. */
+function flawsOf(told: readonly Told[]): string[] {
+  const flaws: string[] = [];
+  for (const ino of new Set(told.map((each) => each.ino))) {
+    const here = told.filter((each) => each.ino === ino).sort((a, b) => a.asked - b.asked);
+    const holds: Hold[] = [];
+    const last = new Map<number, Hold>();
+    for (const { id, mode, asked, answered, what } of here) {
+      const before = last.get(id);
+      if (before !== undefined && what !== "refused") {
+        before.mustTo = asked;
+        before.mayTo = answered;
+        last.delete(id);
+      }
+      if (what === "granted") {
+        const never = Number.POSITIVE_INFINITY;
+        const hold = { id, mode, mayFrom: asked, mustFrom: answered, mustTo: never, mayTo: never };
+        holds.push(hold);
+        last.set(id, hold);
+      }
+    }
+    const beside = (a: number, b: number): boolean => BESIDE[a]?.[b] === "+";
+    holds.sort((a, b) => a.mustFrom - b.mustFrom);
+    // Those whose must-times meet: only neighbours in time can.
+    let open: Hold[] = [];
+    for (const hold of holds) {
+      open = open.filter((other) => other.mustTo > hold.mustFrom);
+      for (const other of open) {
+        if (!beside(other.mode, hold.mode)) {
+          flaws.push(
+            `inode ${ino}: locks ${other.id} and ${hold.id} held in modes ${other.mode} and ${hold.mode}`,
+          );
+        }
+      }
+      open.push(hold);
+    }
+    for (const { id, mode, asked, answered, what } of here) {
+      if (what !== "refused") continue;
+      const excused = holds.some(
+        (other) =>
+          other.id !== id && !beside(other.mode, mode) && other.mayFrom < answered && other.mayTo > asked,
+      );
+      if (!excused)
+        flaws.push(`inode ${ino}: lock ${id} was refused mode ${mode}, and nobody was in its way`);
+    }
+    if (flaws.length > 5) break;
+  }
+  return flaws;
+}
+
+/** Asks for a batch of locks without queueing, converts some, gives them up. Every other thread goes the long way. */
+function history(job: Job): History {
+  const engine = LockEngine.attach(job.table, { shortPath: job.seed % 2 === 0 });
+  const clock = new Int32Array(job.shared);
+  const random = new Random(job.seed);
+  const out = new Outbox();
+  const told: Told[] = [];
+  const flaws: string[] = [];
+  let nextId = job.seed << 24;
+  interface Wish {
+    readonly ino: number;
+    readonly id: number;
+    mode: number;
+  }
+  /** All in one batch. @returns the ids that were granted, and those refused. */
+  const send = (command: Command, wishes: readonly Wish[], flags: number): Set<number>[] => {
+    const entries = wishes.map(({ ino, id, mode }) =>
+      entryOf({ ino: BigInt(ino), lockId: BigInt(id), mode, flags, seq: ++seq }),
+    );
+    engine.submitAll(command, encodeLockEntries(entries), 1, out);
+    const [granted, refused] = [new Set<number>(), new Set<number>()];
+    for (let index = 0; index < out.count; index++) {
+      const { lockId } = decodeLockEntry(out.entry(index), 0);
+      (out.type(index) === OUTCOME.GRANT ? granted : refused).add(Number(lockId));
+    }
+    out.clear();
+    return [granted, refused];
+  };
+  let seq = 0;
+  for (let round = 0; round < HISTORY_ROUNDS; round++) {
+    const wishes = Array.from({ length: 1 + random.below(BATCH_MAX) }, () => ({
+      ino: random.below(INOS),
+      id: nextId++,
+      mode: random.pick([1, 2, 3, 3, 3, 4, 5]),
+    }));
+    let asked = Atomics.add(clock, 0, 1);
+    const [granted = new Set(), refused = new Set()] = send(COMMAND.REQUEST, wishes, MXFS_LKF_NOQUEUE);
+    let answered = Atomics.add(clock, 0, 1);
+    if (granted.size + refused.size !== wishes.length)
+      flaws.push(`round ${round}: not every request was answered`);
+    for (const wish of wishes) {
+      const what = granted.has(wish.id) ? "granted" : "refused";
+      told.push({ ...wish, asked, answered, what });
+    }
+    const held = wishes.filter(({ id }) => granted.has(id));
+    const changed = held
+      .filter(() => random.chance(40))
+      .map((wish) => ({ ...wish, mode: random.pick([0, 1, 3, 5]) }));
+    asked = Atomics.add(clock, 0, 1);
+    const [, kept = new Set()] = send(COMMAND.CONVERT, changed, MXFS_LKF_CONVERT | MXFS_LKF_NOQUEUE);
+    answered = Atomics.add(clock, 0, 1);
+    for (const wish of changed) {
+      told.push({ ...wish, asked, answered, what: kept.has(wish.id) ? "refused" : "granted" });
+    }
+    asked = Atomics.add(clock, 0, 1);
+    const [late = new Set()] = send(COMMAND.RELEASE, held, 0);
+    if (late.size > 0) flaws.push(`round ${round}: a release was answered`);
+    answered = Atomics.add(clock, 0, 1);
+    for (const wish of held) told.push({ ...wish, asked, answered, what: "given up" });
+  }
+  return { told, flaws };
 }
 
 /** Asks for EX without queueing, marks itself owner, and lets go, as fast as it can. */

@@ -716,7 +716,12 @@ export class LockTable {
     this.#acquire(CTL.ALLOCATOR_LOCK, "allocator");
     try {
       const words = this.words;
-      words.fill(0, bucketsAt, bucketsAt + bucketCount);
+      // Written only where something hangs: memory that was never written costs nothing. No segment, no record.
+      if (words[CTL.SEGMENT_NEXT] !== 0) {
+        for (let at = bucketsAt; at < bucketsAt + bucketCount; at++) {
+          if (words[at] !== 0) words[at] = 0;
+        }
+      }
       words.fill(0, CTL.ARENAS, CTL.ARENAS + RECORD_WORDS.length * ARENA_WORDS);
       words[CTL.SEGMENT_NEXT] = 0;
       for (let thread = 1; thread <= THREAD_COUNT_MAX; thread++) {

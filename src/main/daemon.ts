@@ -4,7 +4,7 @@
 // shutdown in reverse.
 //
 //            options ─► log ─► attach to the mount ─► identity ─► volume ─► lock table
-//                   ─► workers: peer, heartbeat, netlink, lease ─► discovery ─► control socket ─► (serve)
+//                   ─► workers, all at once: peer, lease, netlink, heartbeat ─► discovery ─► control socket ─► (serve)
 //
 // Whatever fails before the cluster core runs is told to the waiting mount (DAEMON_READY with an error).
 // A worker that fails ends the daemon with status 1; the kernel starts another, which reclaims every lock.
@@ -214,26 +214,30 @@ class Daemon {
     });
     this.#engine = engine;
     const address = await ownAddress(nodeConfig.iface);
-    const setupFor = (port: number): WorkerSetup => ({
+    const setup: WorkerSetup = {
       self: identity.node,
       incarnation,
       volume: volume.id,
       volumeUuid: volume.uuid,
       device: options.device,
-      port,
+      port: nodeConfig.port,
       iface: nodeConfig.iface,
       kernel: this.#attached?.setup ?? null,
       engine: engine.memory,
       words: this.#words.buffer,
       heartbeatMs: timing.heartbeatMs,
       wakeFd: this.#wakeFd,
-      cluster: this.#clusterConfig(identity, incarnation, address, port, rejoining),
-    });
+      cluster: this.#clusterConfig(identity, incarnation, address, rejoining),
+    };
+    // All at once: a thread takes as long to start as the rest of this together. The lease worker begins when it hears
+    // from the peer worker on which port it listens.
     const links = this.#makePorts();
-    this.#spawn("peer", setupFor(nodeConfig.port), links.peer);
-    await this.#until(() => this.#started.has("peer"));
-    const port = Number(this.#status.get("listen")?.port);
-    const setup = setupFor(port);
+    this.#spawn("peer", setup, links.peer);
+    this.#spawn("lease", setup, links.lease);
+    if (options.mountId !== null) {
+      this.#spawn("netlink", setup, links.netlink);
+      this.#spawn("heartbeat", setup, links.heartbeat);
+    }
     this.#locks = new ClientLocks(
       {
         self: identity.node,
@@ -260,6 +264,8 @@ class Daemon {
         locks.breakWait(lockId, seq, circle);
       },
     });
+    await this.#until(() => this.#started.has("peer"));
+    const port = Number(this.#status.get("listen")?.port);
     const discovery = new Discovery({
       volume: volume.id,
       self: identity.node,
@@ -277,11 +283,6 @@ class Daemon {
     });
     await discovery.open(nodeConfig.port);
     this.#discovery = discovery;
-    if (options.mountId !== null) {
-      this.#spawn("heartbeat", setup, links.heartbeat);
-      this.#spawn("netlink", setup, links.netlink);
-    }
-    this.#spawn("lease", setup, links.lease);
     await this.#listenControl(volume);
     // From here on the cluster core tells the mount how it went.
     await this.#until(() => this.#started.has("cluster"));
@@ -299,10 +300,9 @@ class Daemon {
     identity: NodeIdentity,
     incarnation: number,
     address: string,
-    port: number,
     rejoining: boolean,
   ): ClusterConfig {
-    const { timing } = this.#config;
+    const { timing, node } = this.#config;
     const answer = this.#attached?.answer;
     return {
       self: {
@@ -310,7 +310,8 @@ class Daemon {
         incarnation,
         uuid: identity.uuid,
         address,
-        port,
+        // As asked for; the lease worker puts in what the peer worker got.
+        port: node.port,
         hostName: hostname().slice(0, 63),
       },
       timings: {

@@ -302,109 +302,113 @@ async function session(argv: Common): Promise<number> {
   return run.lost ? EXIT.lost : status;
 }
 
-let result: Promise<number> = Promise.resolve(EXIT.usage);
+async function main(): Promise<number> {
+  let result: Promise<number> = Promise.resolve(EXIT.usage);
 
-await yargs(hideBin(process.argv))
-  .scriptName("mxfs_lock")
-  .parserConfiguration({ "populate--": true })
-  .option("socket", { type: "string", default: SOCKET_DEFAULT, describe: "control socket of mxfsd" })
-  .option("volume", {
-    type: "string",
-    describe: "volume id (hexadecimal, see status): its own control socket",
-  })
-  .command(
-    "lock <resource> [mode]",
-    "take a lock and hold it until told, interrupted, or the command behind -- ends",
-    (y) =>
-      y
-        .positional("resource", {
-          type: "string",
-          demandOption: true,
-          describe: "a name, or inode:INO, user:N, ...",
-        })
-        .positional("mode", { type: "string", default: "EX", describe: "NL CR CW PR PW EX, or 0 to 5" })
-        .option("noqueue", { type: "boolean", default: false, alias: "n", describe: "do not wait" })
-        .option("timeout", { type: "number", alias: "t", describe: "seconds to wait at most" })
-        .option("quiet", { type: "boolean", default: false, alias: "q" })
-        .option("value", { type: "string", describe: "write this value when EX or PW is let go" })
-        .option("show-value", { type: "boolean", default: false, describe: "print the resource's value" }),
-    (argv) => {
-      const rest: unknown = argv["--"];
-      const command = Array.isArray(rest) ? rest.map(String) : [];
-      result =
-        argv.timeout !== undefined && !(argv.timeout >= 0 && argv.timeout <= 1e6)
-          ? Promise.reject(new NameError("--timeout: expected seconds from 0 to 1000000"))
-          : lock({
-              ...argv,
-              volume: argv.volume,
-              timeout: argv.timeout,
-              value: argv.value,
-              showValue: argv.showValue,
-              command,
-            });
-    },
-  )
-  .command(
-    "unlock <resource>",
-    "make the mxfs_lock processes of this node that hold the resource let go",
-    (y) =>
-      y
-        .positional("resource", { type: "string", demandOption: true })
-        .option("all", { type: "boolean", default: false, describe: "all of them, not just the oldest" }),
-    (argv) => {
-      result = unlock({ ...argv, volume: argv.volume });
-    },
-  )
-  .command(
-    "status",
-    "role, view, lease, counters",
-    (y) => y.option("json", { type: "boolean", default: false }),
-    (argv) => {
-      result = status({ ...argv, volume: argv.volume });
-    },
-  )
-  .command(
-    "dump",
-    "the locks that this node is the master of",
-    (y) =>
-      y
-        .option("resource", { type: "string" })
-        .option("queues", {
-          type: "boolean",
-          default: false,
-          describe: "by resource, with its queues and value",
-        })
-        .option("contended", { type: "boolean", default: false, describe: "only where somebody waits" })
-        .option("disk", { type: "string", describe: "read this device's .mxfs/lockstate instead, offline" })
-        .option("json", { type: "boolean", default: false }),
-    (argv) => {
-      result =
-        argv.disk === undefined
-          ? dump({ ...argv, volume: argv.volume, resource: argv.resource })
-          : dumpOffline(argv.disk, argv.json);
-    },
-  )
-  .command(
-    "session",
-    "commands from standard input: lock, convert, unlock, value, list, quit (help says how)",
-    (y) => y,
-    (argv) => {
-      result = session({ socket: argv.socket, volume: argv.volume });
-    },
-  )
-  .demandCommand(1, "name a command")
-  .strict()
-  .fail((message, error) => {
-    process.stderr.write(`mxfs_lock: ${message ?? error.message}\nTry 'mxfs_lock --help'.\n`);
-    process.exit(EXIT.usage);
-  })
-  .parseAsync();
-
-try {
-  process.exitCode = await result;
-} catch (error) {
-  process.stderr.write(`mxfs_lock: ${error instanceof Error ? error.message : String(error)}\n`);
-  process.exitCode = exitStatus(error);
+  await yargs(hideBin(process.argv))
+    .scriptName("mxfs_lock")
+    .parserConfiguration({ "populate--": true })
+    .option("socket", { type: "string", default: SOCKET_DEFAULT, describe: "control socket of mxfsd" })
+    .option("volume", {
+      type: "string",
+      describe: "volume id (hexadecimal, see status): its own control socket",
+    })
+    .command(
+      "lock <resource> [mode]",
+      "take a lock and hold it until told, interrupted, or the command behind -- ends",
+      (y) =>
+        y
+          .positional("resource", {
+            type: "string",
+            demandOption: true,
+            describe: "a name, or inode:INO, user:N, ...",
+          })
+          .positional("mode", { type: "string", default: "EX", describe: "NL CR CW PR PW EX, or 0 to 5" })
+          .option("noqueue", { type: "boolean", default: false, alias: "n", describe: "do not wait" })
+          .option("timeout", { type: "number", alias: "t", describe: "seconds to wait at most" })
+          .option("quiet", { type: "boolean", default: false, alias: "q" })
+          .option("value", { type: "string", describe: "write this value when EX or PW is let go" })
+          .option("show-value", { type: "boolean", default: false, describe: "print the resource's value" }),
+      (argv) => {
+        const rest: unknown = argv["--"];
+        const command = Array.isArray(rest) ? rest.map(String) : [];
+        result =
+          argv.timeout !== undefined && !(argv.timeout >= 0 && argv.timeout <= 1e6)
+            ? Promise.reject(new NameError("--timeout: expected seconds from 0 to 1000000"))
+            : lock({
+                ...argv,
+                volume: argv.volume,
+                timeout: argv.timeout,
+                value: argv.value,
+                showValue: argv.showValue,
+                command,
+              });
+      },
+    )
+    .command(
+      "unlock <resource>",
+      "make the mxfs_lock processes of this node that hold the resource let go",
+      (y) =>
+        y
+          .positional("resource", { type: "string", demandOption: true })
+          .option("all", { type: "boolean", default: false, describe: "all of them, not just the oldest" }),
+      (argv) => {
+        result = unlock({ ...argv, volume: argv.volume });
+      },
+    )
+    .command(
+      "status",
+      "role, view, lease, counters",
+      (y) => y.option("json", { type: "boolean", default: false }),
+      (argv) => {
+        result = status({ ...argv, volume: argv.volume });
+      },
+    )
+    .command(
+      "dump",
+      "the locks that this node is the master of",
+      (y) =>
+        y
+          .option("resource", { type: "string" })
+          .option("queues", {
+            type: "boolean",
+            default: false,
+            describe: "by resource, with its queues and value",
+          })
+          .option("contended", { type: "boolean", default: false, describe: "only where somebody waits" })
+          .option("disk", { type: "string", describe: "read this device's .mxfs/lockstate instead, offline" })
+          .option("json", { type: "boolean", default: false }),
+      (argv) => {
+        result =
+          argv.disk === undefined
+            ? dump({ ...argv, volume: argv.volume, resource: argv.resource })
+            : dumpOffline(argv.disk, argv.json);
+      },
+    )
+    .command(
+      "session",
+      "commands from standard input: lock, convert, unlock, value, list, quit (help says how)",
+      (y) => y,
+      (argv) => {
+        result = session({ socket: argv.socket, volume: argv.volume });
+      },
+    )
+    .demandCommand(1, "name a command")
+    .strict()
+    .fail((message, error) => {
+      process.stderr.write(`mxfs_lock: ${message ?? error.message}\nTry 'mxfs_lock --help'.\n`);
+      process.exit(EXIT.usage);
+    })
+    .parseAsync();
+  return await result;
 }
-// Signal handlers would keep a finished process alive.
-process.exit();
+
+function fail(error: unknown): number {
+  process.stderr.write(`mxfs_lock: ${error instanceof Error ? error.message : String(error)}\n`);
+  return exitStatus(error);
+}
+
+main()
+  .catch(fail)
+  // Signal handlers would keep a finished process alive.
+  .then((status) => process.exit(status));

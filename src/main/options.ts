@@ -6,9 +6,9 @@
 //   mxfsd --device DEV --mountpoint DIR --uuid UUID --mount-id N [options]
 // and a lock service without a mount:
 //   mxfsd start DEVICE [options] [--foreground]     mxfsd start --config FILE
-//   mxfsd stop [DEVICE]                             mxfsd status
 
 import { existsSync, readFileSync } from "node:fs";
+import { parseArgs } from "node:util";
 import {
   CONFIG_DEFAULT,
   type Config,
@@ -61,6 +61,69 @@ export interface GivenOptions {
   readonly "lock-wait-ms"?: number | undefined;
   readonly "bast-ms"?: number | undefined;
   readonly "startup-ms"?: number | undefined;
+}
+
+/** What may be said on the command line, for yargs and for the kernel's form. */
+export const OPTIONS = {
+  iface: { type: "string", alias: "i", describe: "network interface for peers and discovery" },
+  port: { type: "number", alias: "p", describe: "TCP and UDP port" },
+  multicast: { type: "string", alias: "m", describe: "discovery group, or none" },
+  broadcast: { type: "string", alias: "b", describe: "broadcast address for discovery" },
+  peer: { type: "string", array: true, alias: "P", describe: "HOST[:PORT]: no discovery, these peers" },
+  fence: { type: "string", choices: ["scsi", "none"], describe: "how dead nodes are kept from writing" },
+  config: { type: "string", alias: "c", describe: "configuration file" },
+  "lock-records": { type: "number", describe: "lock records on disk, when lockstate is created" },
+  "heartbeat-ms": { type: "number" },
+  "renew-ms": { type: "number" },
+  "lease-ms": { type: "number" },
+  "node-timeout-ms": { type: "number" },
+  "lock-wait-ms": { type: "number" },
+  "bast-ms": { type: "number" },
+  "startup-ms": { type: "number" },
+} as const;
+
+/** Options of the kernel's form alone; all of them must be there. */
+const KERNEL_OPTIONS = ["device", "mountpoint", "uuid", "mount-id"] as const;
+
+/**
+ * The form in which the kernel starts the daemon: long options only, "-" for an empty value, no command.
+ * @returns null when it is another form (no --mount-id).
+ * @throws ConfigError for what is missing or not known.
+ */
+export function kernelForm(words: readonly string[]): GivenOptions | null {
+  if (!words.some((word) => word === "--mount-id" || word.startsWith("--mount-id="))) {
+    return null;
+  }
+  const names = [...KERNEL_OPTIONS, ...Object.keys(OPTIONS)];
+  let values: Readonly<Record<string, unknown>>;
+  try {
+    ({ values } = parseArgs({
+      args: [...words],
+      options: Object.fromEntries(
+        names.map((name) => [name, { type: "string" as const, multiple: name === "peer" }]),
+      ),
+    }));
+  } catch (error) {
+    throw new ConfigError(error instanceof Error ? error.message : String(error));
+  }
+  const missing = KERNEL_OPTIONS.filter((name) => values[name] === undefined);
+  if (missing.length > 0) {
+    throw new ConfigError(`--mount-id needs ${missing.map((name) => `--${name}`).join(", ")} beside it`);
+  }
+  const numeric = (name: string): boolean =>
+    name === "mount-id" ||
+    Object.entries(OPTIONS).some(([key, { type }]) => key === name && type === "number");
+  const given = Object.fromEntries(
+    Object.entries(values).map(([name, value]) => [name, numeric(name) ? wholeNumber(name, value) : value]),
+  );
+  return given as unknown as GivenOptions;
+}
+
+function wholeNumber(name: string, value: unknown): number {
+  if (typeof value !== "string" || !/^[0-9]{1,15}$/.test(value)) {
+    throw new ConfigError(`--${name} ${String(value)}: expected a whole number`);
+  }
+  return Number(value);
 }
 
 /** HOST, HOST:PORT or [IPv6]:PORT. @throws ConfigError */

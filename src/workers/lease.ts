@@ -365,7 +365,24 @@ const ports: Ports = {
   },
 };
 
-const core = new ClusterCore(setup.cluster, ports);
+let core: ClusterCore;
+
+/** @param port that peers are told. Until here nobody but the peer worker is listened to; what the others post waits. */
+function start(port: number): void {
+  shell.log("info", "cluster core starts", {
+    node: setup.self.toString(16),
+    incarnation: setup.incarnation,
+  });
+  core = new ClusterCore({ ...setup.cluster, self: { ...setup.cluster.self, port } }, ports);
+  if (lanDisk !== null) {
+    lanDisk.events = core;
+    net.setClusterKey(serviceKey(setup.volumeUuid));
+  }
+  for (const other of [netlink, heartbeat, main]) {
+    other.on("message", take);
+  }
+  core.start();
+}
 
 function takeKernel(event: KernelEvent): void {
   switch (event.cmd) {
@@ -396,6 +413,9 @@ function takeKernel(event: KernelEvent): void {
 
 function take(message: ToLease): void {
   switch (message.kind) {
+    case "listening":
+      start(message.port);
+      return;
     case "kernel":
       takeKernel(message.event);
       return;
@@ -438,15 +458,4 @@ function take(message: ToLease): void {
   }
 }
 
-for (const port of [peer, netlink, heartbeat, main]) {
-  port.on("message", take);
-}
-shell.log("info", "cluster core starts", {
-  node: setup.self.toString(16),
-  incarnation: setup.incarnation,
-});
-if (lanDisk !== null) {
-  lanDisk.events = core;
-  net.setClusterKey(serviceKey(setup.volumeUuid));
-}
-core.start();
+peer.on("message", take);

@@ -208,6 +208,7 @@ net
   .listen()
   .then((port) => {
     shell.log("info", "listening", { port });
+    toLease({ kind: "listening", port });
     shell.toMain({ kind: "status", part: "listen", status: { port } });
     shell.toMain({ kind: "started", part: "peer" });
   })

@@ -50,6 +50,7 @@ export interface WorkerSetup {
   readonly volume: bigint;
   readonly volumeUuid: string;
   readonly device: string;
+  /** TCP port that was asked for. */
   readonly port: number;
   readonly iface: string | null;
   readonly kernel: KernelSetup | null;
@@ -130,6 +131,8 @@ export type KernelEvent =
   | { readonly cmd: "VOLUME_ERROR"; readonly error: number; readonly message: string };
 
 export type ToLease =
+  /** The peer worker's first word: the TCP port that it got. The core starts with it. */
+  | { readonly kind: "listening"; readonly port: number }
   | { readonly kind: "kernel"; readonly event: KernelEvent }
   | { readonly kind: "connected"; readonly node: number; readonly incarnation: number }
   | { readonly kind: "lost"; readonly node: number }

@@ -142,6 +142,16 @@ export class Outbox {
   drain(runMax: number, onOutcomes: OnOutcomes): void {
     const total = this.#count;
     if (total === 0) return;
+    if (total <= runMax && this.#allAlike()) {
+      onOutcomes(
+        this.node(0),
+        this.type(0),
+        this.#bytes.subarray(0, total * MXFS_LOCK_ENTRY_SIZE),
+        this.client(0),
+      );
+      this.#count = 0;
+      return;
+    }
     const order: number[] = [];
     const byNode = new Map<number, number[]>();
     for (let index = 0; index < total; index++) {
@@ -176,6 +186,16 @@ export class Outbox {
       }
     }
     this.#count = 0;
+  }
+
+  /** Whether it is one run: one node, type and client. That is common, and quickly seen. */
+  #allAlike(): boolean {
+    const [node, type, client] = [this.#nodes[0], this.#types[0], this.client(0)];
+    for (let index = 1; index < this.#count; index++) {
+      if (this.#nodes[index] !== node || this.#types[index] !== type || this.client(index) !== client)
+        return false;
+    }
+    return true;
   }
 
   /** Entries indices[from..to) in one piece: a view where they lie side by side, else a copy. */

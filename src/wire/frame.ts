@@ -44,7 +44,11 @@ export interface FrameHeader {
 }
 
 export interface Frame extends FrameHeader {
+  /** A view of where it lies; made anew for each who asks. */
   readonly body: Uint8Array;
+  /** Where it lies: bytes[bodyAt .. bodyAt + length), for who reads small bodies faster than a view is made. */
+  readonly bytes: Uint8Array;
+  readonly bodyAt: number;
 }
 
 /** Writes a header into the first 40 bytes. @throws RangeError when a field does not fit. */
@@ -75,7 +79,8 @@ export function decodeFrameHeader(bytes: Uint8Array): FrameHeader {
 
 /** A frame as the parser hands it out: its 64-bit numbers become bigints only for who asks. */
 class ParsedFrame implements Frame {
-  body: Uint8Array = NO_BODY;
+  bytes: Uint8Array = NO_BODY;
+  bodyAt = 0;
 
   constructor(
     readonly type: WireType,
@@ -93,6 +98,10 @@ class ParsedFrame implements Frame {
   }
   get epoch(): bigint {
     return (BigInt(this.epochHigh) << 32n) | BigInt(this.epochLow);
+  }
+  get body(): Uint8Array {
+    // Cheaper than a Buffer's subarray.
+    return new Uint8Array(this.bytes.buffer, this.bytes.byteOffset + this.bodyAt, this.length);
   }
 }
 
@@ -207,8 +216,16 @@ export class FrameParser {
     const view = viewOf(chunk);
     while (at < chunk.length || (this.#header !== null && this.#header.length === 0)) {
       if (this.#header === null && this.#headerFill === 0 && chunk.length - at >= MXFS_WIRE_HEADER_SIZE) {
-        this.#header = this.#accept(view, at);
+        const header = this.#accept(view, at);
         at += MXFS_WIRE_HEADER_SIZE;
+        if (chunk.length - at >= header.length) {
+          header.bytes = chunk;
+          header.bodyAt = at;
+          at += header.length;
+          this.#deliver(header, onFrame);
+          continue;
+        }
+        this.#header = header;
       } else if (this.#header === null) {
         const taken = Math.min(MXFS_WIRE_HEADER_SIZE - this.#headerFill, chunk.length - at);
         this.#headerBytes.set(chunk.subarray(at, at + taken), this.#headerFill);
@@ -219,10 +236,9 @@ export class FrameParser {
         this.#header = this.#accept(viewOf(this.#headerBytes), 0);
       }
       const header: ParsedFrame = this.#header;
-      let body: Uint8Array;
       if (this.#body === null && chunk.length - at >= header.length) {
-        // Cheaper than a Buffer's subarray.
-        body = new Uint8Array(chunk.buffer, chunk.byteOffset + at, header.length);
+        header.bytes = chunk;
+        header.bodyAt = at;
         at += header.length;
       } else {
         this.#body ??= new Uint8Array(header.length);
@@ -231,24 +247,24 @@ export class FrameParser {
         this.#bodyFill += taken;
         at += taken;
         if (this.#bodyFill < header.length) return;
-        body = this.#body;
+        header.bytes = this.#body;
       }
       this.#header = null;
       this.#body = null;
       this.#bodyFill = 0;
-      try {
-        header.body = body;
-        onFrame(header);
-      } catch (error) {
-        this.#broken =
-          error instanceof WireError
-            ? error
-            : new WireError(
-                "WIRE_SEQ",
-                `frame ${header.seq} was not taken (${error}): the connection is over`,
-              );
-        throw error;
-      }
+      this.#deliver(header, onFrame);
+    }
+  }
+
+  #deliver(frame: ParsedFrame, onFrame: (frame: Frame) => void): void {
+    try {
+      onFrame(frame);
+    } catch (error) {
+      this.#broken =
+        error instanceof WireError
+          ? error
+          : new WireError("WIRE_SEQ", `frame ${frame.seq} was not taken (${error}): the connection is over`);
+      throw error;
     }
   }
 

@@ -10,7 +10,7 @@ import type { LockEngine } from "../dlm/engine.js";
 import { type Command, RESULT } from "../dlm/engine.js";
 import { Outbox, type Outcome } from "../dlm/outbox.js";
 import { MXFS_LOCK_CLIENT_KERNEL, MXFS_LOCK_ENTRY_SIZE, MXFS_NL_LOCKS_MAX, WireType } from "../wire/abi.js";
-import { decodeLockEntry, describeLockEntry, entrySize, lockClientAt } from "../wire/lock_entry.js";
+import { decodeLockEntry, describeLockEntry, lockClientAt } from "../wire/lock_entry.js";
 import type { OutcomeRun } from "./bulk_task.js";
 import type { KernelLink } from "./kernel_link.js";
 import type { LogFields, LogLevel, NodeWords, OutFrame, WireTypeNumber } from "./protocol.js";
@@ -45,21 +45,17 @@ export class LockDispatch {
     this.#targets = targets;
   }
 
-  /** Gives lock messages of node `from` to the engine; `end` sends what comes of it. */
-  submit(engine: LockEngine, command: Command, entries: Uint8Array, from: number): void {
-    for (let at = 0; at < entries.length; at += entrySize(entries, at)) {
-      const result = engine.submit(command, entries, at, from, this.outbox);
-      if (result === RESULT.REJECTED || result === RESULT.CONFLICT) {
-        this.#targets.log(
-          "error",
-          `lock message refused: ${describeLockEntry(decodeLockEntry(entries, at))}`,
-          {
-            from: from.toString(16),
-            conflict: result === RESULT.CONFLICT,
-          },
-        );
-      }
-    }
+  /**
+   * Gives lock messages of node `from` to the engine; `end` sends what comes of it.
+   * @param command of all of them, or by slot (64 bytes, a value being one too).
+   */
+  submit(engine: LockEngine, command: Command | readonly Command[], entries: Uint8Array, from: number): void {
+    engine.submitAll(command, entries, from, this.outbox, undefined, (at, result) => {
+      this.#targets.log("error", `lock message refused: ${describeLockEntry(decodeLockEntry(entries, at))}`, {
+        from: from.toString(16),
+        conflict: result === RESULT.CONFLICT,
+      });
+    });
     this.refused(engine.table.refusal);
     engine.table.refusal = null;
   }

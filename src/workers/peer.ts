@@ -14,7 +14,7 @@ import { LockEngine } from "../dlm/engine.js";
 import { MXFS_LOCK_ENTRY_SIZE, MXFS_WIRE_BODY_MAX, WireType } from "../wire/abi.js";
 import { WireError } from "../wire/error.js";
 import type { Frame } from "../wire/frame.js";
-import { checkLockEntries, LOCK_ENTRY } from "../wire/lock_entry.js";
+import { checkLockEntries } from "../wire/lock_entry.js";
 import {
   clusterType,
   decodeClusterMessage,
@@ -25,6 +25,7 @@ import {
 import { decodeProbe } from "../wire/probe.js";
 import { LockDispatch } from "./dispatch.js";
 import { KernelLink } from "./kernel_link.js";
+import { checkOwner, LockBatch } from "./lock_batch.js";
 import { PeerNetwork } from "./peer_net.js";
 import { NodeWords, type OutFrame, type ToLease, type ToPeer } from "./protocol.js";
 import { openShell } from "./shell.js";
@@ -63,44 +64,47 @@ function endSoon(): void {
     ending = true;
     process.nextTick(() => {
       ending = false;
+      decide();
       dispatch.end();
     });
   }
 }
 
-/** Every entry must belong to `owner`. */
-function checkOwner(entries: Uint8Array, owner: number): void {
-  for (let at = LOCK_ENTRY.node; at < entries.length; at += MXFS_LOCK_ENTRY_SIZE) {
-    const node =
-      ((entries[at] as number) |
-        ((entries[at + 1] as number) << 8) |
-        ((entries[at + 2] as number) << 16) |
-        ((entries[at + 3] as number) << 24)) >>>
-      0;
-    if (node !== owner) {
-      throw new WireError(
-        "WIRE_FIELD",
-        `a lock of node ${node.toString(16)} where ${owner.toString(16)}'s was expected`,
-      );
-    }
+/** Lock messages of frames that have come since the last decision. */
+const batch = new LockBatch(ENTRIES_MAX);
+
+function decide(): void {
+  if (batch.slots > 0) {
+    dispatch.submit(engine, batch.commands, batch.bytes, batch.from);
+    batch.clear();
   }
 }
 
 function takeFrame(node: number, frame: Frame): void {
-  if (isClusterType(frame.type)) {
-    toLease({ kind: "message", node, message: decodeClusterMessage(frame.type, frame.body) });
-    return;
-  }
   switch (frame.type) {
     case WireType.LOCK_REQUEST:
     case WireType.LOCK_CONVERT:
     case WireType.LOCK_RELEASE:
     case WireType.LOCK_RECLAIM:
-      checkLockEntries(frame.body, ENTRIES_MAX, true);
-      checkOwner(frame.body, node);
-      dispatch.submit(engine, frame.type, frame.body, node);
+      if (!batch.fits(frame, node)) {
+        decide();
+      }
+      batch.add(frame.type, frame, node);
       endSoon();
       return;
+    default:
+      // Nothing overtakes a lock message.
+      decide();
+      takeOther(node, frame);
+  }
+}
+
+function takeOther(node: number, frame: Frame): void {
+  if (isClusterType(frame.type)) {
+    toLease({ kind: "message", node, message: decodeClusterMessage(frame.type, frame.body) });
+    return;
+  }
+  switch (frame.type) {
     case WireType.LOCK_GRANT:
     case WireType.LOCK_DENY:
     case WireType.LOCK_BAST:

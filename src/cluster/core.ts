@@ -62,7 +62,8 @@ export class ClusterCore implements ClusterEvents {
       isBeingEvicted: (node) => this.#coordinator.isBeingEvicted(node),
       isLeaving: (node) => this.#coordinator.isLeaving(node),
       stepDown: (cut) => this.stepDown(cut),
-      holderDead: (holder, silentMs) => this.holderDead(holder.node, `no heartbeat for ${silentMs} ms`),
+      holderDead: (holder, silentMs) =>
+        this.holderDead(holder.node, `no heartbeat for ${Math.round(silentMs)} ms`),
     });
     this.#participant = new Participant(state, this.#lease);
     this.#coordinator = new Coordinator(state, this.#lease, this.#participant);

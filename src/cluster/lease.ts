@@ -318,9 +318,12 @@ export class LeaseKeeper {
       const silent = now - Math.max(account.renewalAt, account.heartbeatMovedAt);
       const unheard = now - account.renewalAt;
       if (silent >= timeout) {
-        callbacks.evict(member, `dead: no heartbeat and no renewal for ${silent} ms`);
+        callbacks.evict(member, `dead: no heartbeat and no renewal for ${Math.round(silent)} ms`);
       } else if (unheard >= timeout && this.leaseUntil > now) {
-        callbacks.evict(member, `cut off: it heartbeats on disk, and sent no renewal for ${unheard} ms`);
+        callbacks.evict(
+          member,
+          `cut off: it heartbeats on disk, and sent no renewal for ${Math.round(unheard)} ms`,
+        );
       }
       this.suspect(member, account, unheard >= timeout / 2);
     }
@@ -379,7 +382,10 @@ export class LeaseKeeper {
       const victim = worseConnected(pair_members, degree, this.state.self);
       if (victim !== undefined && !this.callbacks.isBeingEvicted(victim.node)) {
         this.#cutPairs.delete(pair);
-        this.callbacks.evict(victim, `cannot reach another member (${pair}) for ${now - since} ms`);
+        this.callbacks.evict(
+          victim,
+          `cannot reach another member (${pair}) for ${Math.round(now - since)} ms`,
+        );
         return;
       }
     }

@@ -184,6 +184,29 @@ export interface LocksPort {
 export type LogLevel = "debug" | "info" | "warn" | "error";
 export type LogFields = Readonly<Record<string, string | number | bigint | boolean>>;
 
+/** Where the time of a takeover went; whole milliseconds. */
+export interface RecoveryReport {
+  /** The dead holder, hexadecimal. */
+  readonly holder: string;
+  readonly epoch: bigint;
+  readonly survivors: number;
+  /** From its last sign of life to the decision: the node timeout, and how late this node looked. */
+  readonly silentMs: number;
+  /** Until the reservation was ours. */
+  readonly electMs: number;
+  /** Waiting for leases that may still have run. */
+  readonly leaseMs: number;
+  /** Everybody else's keys, and the gate. */
+  readonly fenceMs: number;
+  /** The XFS mounted, its log replayed. */
+  readonly mountMs: number;
+  readonly headerMs: number;
+  /** View change: locks gathered, unanswered operations sent again, gates opened. */
+  readonly viewMs: number;
+  /** From its last sign of life until operations went on. */
+  readonly totalMs: number;
+}
+
 export interface Ports {
   readonly clock: ClockPort;
   /** null with fence=none. */
@@ -193,6 +216,8 @@ export interface Ports {
   readonly net: NetPort;
   readonly locks: LocksPort;
   log(level: LogLevel, text: string, fields: LogFields): void;
+  /** This node has taken a dead holder over, and everybody works again: for who asks how it went. */
+  recovered(report: RecoveryReport): void;
   /** Unpredictable bytes, for the cluster key. */
   random(count: number): Uint8Array;
   /** The core is done; the daemon ends with this exit code. Nothing is called on any port afterwards. */

@@ -27,6 +27,8 @@ import { type Discovered, keyIncarnation, keyNode, type PrPort, prKey, type Rejo
 import { activeMembers, type ClusterState, deadMembers, hexNode, memberOf } from "./state.js";
 import type { Takeover } from "./takeover.js";
 
+/** A header that is damaged is read so often before it is given up. */
+const DAMAGED_READS = 4;
 /** How many heartbeat periods a heartbeat is watched before it counts as standing still. */
 const TWIN_PERIODS = 2.5;
 
@@ -188,6 +190,10 @@ export class Startup {
     // Reserved in an earlier try; or our own earlier mount had it, and our key has replaced that one's at the target.
     if (held_by === state.key) {
       if (header === "unreadable") return { again: "the reservation is ours, and lockstate cannot be read" };
+      if (header === "damaged") await this.readHeartbeats();
+      if (header === "damaged" && this.#watch.anyMoved(state.timings.nodeTimeoutMs, state.now())) {
+        return { again: "the reservation is ours, the header is damaged, and somebody heartbeats" };
+      }
       if (typeof header === "string") return this.becomeHolder();
       return this.preemptHolder(held_by, header, "our own earlier mount");
     }
@@ -211,7 +217,7 @@ export class Startup {
   private async tryWithoutKeys(): Promise<TryOutcome> {
     const { state } = this;
     const header = await this.readHeader();
-    if (header === "unreadable") return { again: "lockstate cannot be read" };
+    if (header === "unreadable" || header === "damaged") return { again: "lockstate cannot be read" };
     if (
       header === "not found" ||
       header === "no header" ||
@@ -301,7 +307,10 @@ export class Startup {
       this.#keySince.set(key, now);
       this.#heard.delete(keyNode(key));
     }
-    if (!sound || now - since < 0.75 * state.timings.startupMs) return again;
+    await this.readHeartbeats();
+    // A damaged header hides who the members are; not whether somebody lives.
+    if (!sound || this.#watch.anyMoved(state.timings.nodeTimeoutMs, state.now())) return again;
+    if (now - since < 0.75 * state.timings.startupMs) return again;
     state.log("warn", "the holder has shown no sign of life since it reserved: preempting it", {
       key: hexKey(key),
       ms: now - since,
@@ -536,18 +545,41 @@ export class Startup {
     if (old !== undefined) await this.coordinator.journal.mark(old, JOURNAL_STATE.RECOVERING);
   }
 
-  /** lockstate is there now; its metadata may take a moment to be seen raw. Null: no header was ever written. */
+  /**
+   * lockstate is there now; its metadata may take a moment to be seen raw. Null: no header was ever written, or what was
+   * there is damaged: we have the reservation and the XFS, and nobody else a key, so a new one is right.
+   */
   private async headerAfterMount(): Promise<DiskHeader | null> {
     const { state } = this;
+    let damaged = 0;
     for (;;) {
       const header = await this.readHeader();
       if (typeof header !== "string") return header;
       if (header === "no header") return null;
+      if (header === "damaged" && ++damaged >= DAMAGED_READS) {
+        state.header = null;
+        await this.epochsOfOtherRecords();
+        state.log("error", "both copies of the header are damaged: lockstate begins anew", {
+          epochAbove: state.highestEpoch,
+        });
+        return null;
+      }
       if (state.now() >= this.#deadline) {
         throw new StartupFailed(ERRNO.EIO, `XFS is mounted, and .mxfs/lockstate on the raw disk: ${header}`);
       }
       await state.pause(state.timings.heartbeatMs / 4);
     }
+  }
+
+  /** The header that told the epoch is lost; heartbeats and journal slots tell one that is as good, or nearly. */
+  private async epochsOfOtherRecords(): Promise<void> {
+    const { state } = this;
+    if (state.location === null) return;
+    await this.readHeartbeats();
+    const journals = await state.ports.disk.readJournals(state.location);
+    state.alive();
+    const records = [...state.heartbeats, ...(journals.kind === "ok" ? journals.records : [])];
+    for (const record of records) if (record !== null) state.raiseEpoch(record.epoch);
   }
 
   // ---- a restarted daemon -----------------------------------------------------------------------------------
@@ -707,7 +739,8 @@ export class Startup {
 
   // ---- reading the disk -------------------------------------------------------------------------------------
 
-  private async readHeader(): Promise<DiskHeader | "not found" | "unreadable" | "no header"> {
+  /** damaged: both copies were read and neither is sound; as good as absent, to who has the XFS mounted. */
+  private async readHeader(): Promise<DiskHeader | "not found" | "unreadable" | "damaged" | "no header"> {
     const { state } = this;
     const { disk } = state.ports;
     const located = await disk.locateLockstate();
@@ -725,12 +758,13 @@ export class Startup {
       return "unreadable";
     }
     for (const problem of outcome.problems) state.log("warn", "lockstate header", { problem });
-    if (outcome.kind === "none") return outcome.problems.length === 0 ? "no header" : "unreadable";
+    if (outcome.kind === "none") return outcome.problems.length === 0 ? "no header" : "damaged";
     const mismatch = headerMismatch(outcome.header, located.location);
     if (mismatch !== null) {
       state.log("warn", "the header does not belong to the file", { mismatch });
-      return "unreadable";
+      return "damaged";
     }
+    state.header = outcome.header;
     state.ports.net.setClusterKey(outcome.header.clusterKey);
     state.raiseEpoch(outcome.header.epoch);
     return outcome.header;
@@ -795,6 +829,8 @@ export class Startup {
 /** Which heartbeats move, by our own clock, from one read to the next. */
 class HeartbeatWatch {
   readonly #seen = new Map<bigint, { sequence: bigint; movedAt: number; moved: boolean }>();
+  /** Who was asked for without having a record, and since when. */
+  readonly #missed = new Map<bigint, number>();
   #beganAt = -1;
   #lastAt = -1;
 
@@ -802,6 +838,7 @@ class HeartbeatWatch {
 
   reset(): void {
     this.#seen.clear();
+    this.#missed.clear();
     this.#beganAt = -1;
   }
 
@@ -810,6 +847,7 @@ class HeartbeatWatch {
     if (this.#beganAt >= 0 && now - this.#lastAt > this.gapMaxMs) {
       this.#beganAt += now - this.#lastAt;
       for (const seen of this.#seen.values()) seen.movedAt += now - this.#lastAt;
+      for (const [key, since] of this.#missed) this.#missed.set(key, since + now - this.#lastAt);
     }
     this.#lastAt = now;
     if (this.#beganAt < 0) this.#beganAt = now;
@@ -824,14 +862,24 @@ class HeartbeatWatch {
     }
   }
 
+  /** Some heartbeat, whoever's, has moved in the last `withinMs`. */
+  anyMoved(withinMs: number, now: number): boolean {
+    return [...this.#seen.values()].some((seen) => seen.moved && now - seen.movedAt < withinMs);
+  }
+
   moved(node: number, incarnation: number): boolean {
     return this.#seen.get(prKey(node, incarnation))?.moved ?? false;
   }
 
-  /** How long it has not moved, at most since the first read. */
+  /** How long it has not moved. Who has no record yet may be about to write its first: silent since it was asked for. */
   silentMs(node: number, incarnation: number, now: number): number {
     if (this.#beganAt < 0) return 0;
-    return now - (this.#seen.get(prKey(node, incarnation))?.movedAt ?? this.#beganAt);
+    const key = prKey(node, incarnation);
+    const seen = this.#seen.get(key);
+    if (seen !== undefined) return now - seen.movedAt;
+    const since = this.#missed.get(key) ?? now;
+    this.#missed.set(key, since);
+    return now - since;
   }
 }
 

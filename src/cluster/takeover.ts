@@ -18,7 +18,12 @@
  * Known weakness: between the death and the detection lies the node timeout, since a standing heartbeat is all there is
  * to see of it.
  */
-import { type DiskHeader, type HeaderMember, headerMismatch } from "../disk/lockstate.js";
+import {
+  type DiskHeader,
+  HEADER_MEMBER_STATE,
+  type HeaderMember,
+  headerMismatch,
+} from "../disk/lockstate.js";
 import { JOURNAL_STATE } from "../disk/record.js";
 import { hexKey } from "../disk/reservation.js";
 import { MXFS_DISK_CLUSTER_KEY_SIZE, MXFS_DISK_LOCK_CHUNK_COUNT_MAX, NodeState, Role } from "../wire/abi.js";
@@ -27,8 +32,8 @@ import { fenceForSure, fenceKey, fenceSelfAndHalt } from "./eviction.js";
 import type { LeaseKeeper } from "./lease.js";
 import type { Coordinator } from "./membership.js";
 import type { Participant } from "./participant.js";
-import { keyIncarnation, keyNode, prKey } from "./ports.js";
-import { activeMembers, type ClusterState, hexNode, memberOf } from "./state.js";
+import { keyIncarnation, keyNode, prKey, type RecoveryReport } from "./ports.js";
+import { activeMembers, type ClusterState, deadMembers, Halted, hexNode, memberOf } from "./state.js";
 
 /** A member of the header, with the address that we know of it. */
 interface Survivor extends MemberInfo {
@@ -42,6 +47,12 @@ interface Standing {
   readonly header: DiskHeader;
   /** ACTIVE members in order of rank. */
   readonly members: readonly Survivor[];
+}
+
+/** When the takeover was decided, and for how long the holder had been silent then. */
+interface Begun {
+  readonly decidedAt: number;
+  readonly silentMs: number;
 }
 
 export class Takeover {
@@ -65,6 +76,8 @@ export class Takeover {
     const { state } = this;
     if (state.contested || this.underWay) return "over";
     state.contested = true;
+    const decided_at = state.now();
+    const silent_ms = this.silentMs();
     const view = state.view;
     /** Since when each owner of the reservation has been dead to us. */
     const dead_since = new Map<bigint, number>();
@@ -78,7 +91,8 @@ export class Takeover {
           continue;
         }
         const { owner, members } = standing;
-        if (owner === state.key) return await this.takeOver(standing, why);
+        const begun = { decidedAt: decided_at, silentMs: silent_ms };
+        if (owner === state.key) return await this.takeOver(standing, why, begun);
         if (!this.isDead(owner, members)) {
           // A restarted daemon follows by itself.
           if (view === null || keyNode(owner) === (state.next ?? view).holder) return "over";
@@ -96,10 +110,10 @@ export class Takeover {
           await state.pause(Math.min(turn_at - state.now(), state.timings.heartbeatMs));
           continue;
         }
-        if (state.ports.pr === null) return await this.takeOver(standing, why);
-        if (state.mistakes.has("mount-before-preempt")) return await this.takeOver(standing, why);
+        if (state.ports.pr === null) return await this.takeOver(standing, why, begun);
+        if (state.mistakes.has("mount-before-preempt")) return await this.takeOver(standing, why, begun);
         const outcome = await fenceKey(state, owner, why);
-        if (outcome === "fenced") return await this.takeOver(standing, why);
+        if (outcome === "fenced") return await this.takeOver(standing, why, begun);
         if (outcome === "failed") await this.pause();
       }
     } finally {
@@ -165,8 +179,8 @@ export class Takeover {
     const outcome = await disk.readHeader(state.location);
     state.alive();
     if (outcome.kind === "error") return this.unclear(`the header cannot be read: ${outcome.message}`);
-    const header = outcome.kind === "found" ? outcome.header : null;
-    if (pr === null) return this.standingWithoutKeys(header);
+    if (pr === null) return this.standingWithoutKeys(outcome.kind === "found" ? outcome.header : null);
+    const header = outcome.kind === "found" ? outcome.header : this.headerFromMemory();
     if (header === null) return this.unclear("there is no sound header");
     const mismatch = headerMismatch(header, state.location);
     if (mismatch !== null) return this.unclear(mismatch);
@@ -191,6 +205,37 @@ export class Takeover {
     }
     this.lease.noteHeartbeats(outcome.records, state.now());
     return true;
+  }
+
+  /**
+   * Both copies on disk are gone. Our key is registered, so nobody has thrown us out, and whoever had taken over would
+   * have written a sound one: the members are those of our own view.
+   */
+  private headerFromMemory(): DiskHeader | null {
+    const { header, view, highestEpoch } = this.state;
+    const holder = memberOf(view, view?.holder ?? 0);
+    if (header === null || view === null || holder === undefined) return null;
+    this.state.log(
+      "error",
+      "both copies of the header are damaged: taking over by what this node remembers",
+      {
+        epoch: highestEpoch,
+      },
+    );
+    const members: HeaderMember[] = view.members.map(({ node, incarnation, slot }) => ({
+      node,
+      incarnation,
+      slot,
+      state: HEADER_MEMBER_STATE.ACTIVE,
+    }));
+    const dead = deadMembers(header).filter((gone) => !members.some((member) => member.node === gone.node));
+    return {
+      ...header,
+      epoch: highestEpoch,
+      holder: holder.node,
+      holderIncarnation: holder.incarnation,
+      members: [...members, ...dead],
+    };
   }
 
   /** A lock service (no device at all) knows the view and nothing else. */
@@ -250,7 +295,7 @@ export class Takeover {
   // ---- how --------------------------------------------------------------------------------------------------
 
   /** The owner of the reservation was dead, and its reservation is ours. */
-  private async takeOver(standing: Standing, why: string): Promise<"won"> {
+  private async takeOver(standing: Standing, why: string, begun: Begun): Promise<"won"> {
     const { state, lease, coordinator } = this;
     const { header, members } = standing;
     const fenced_at = state.now();
@@ -273,8 +318,8 @@ export class Takeover {
       if (old !== undefined && old.node !== state.self)
         await coordinator.journal.mark(old, JOURNAL_STATE.NEEDS_RECOVERY);
       await this.waitForLeases(dead);
+      const leases_at = state.now();
       await this.fenceOthers(survivors);
-      const owner_at = state.now();
 
       // 2. The XFS.
       state.gateShut = true;
@@ -283,6 +328,7 @@ export class Takeover {
       if (gate.error !== 0) {
         fenceSelfAndHalt(state, `the kernel refused to shut its gate: errno ${gate.error} ${gate.message}`);
       }
+      const gate_at = state.now();
       if (old !== undefined && old.node !== state.self) {
         await coordinator.journal.mark(old, JOURNAL_STATE.RECOVERING);
         if (state.mistakes.has("recovered-before-mount")) {
@@ -309,20 +355,62 @@ export class Takeover {
       for (const member of unknown) {
         coordinator.evict(member, "its heartbeat record is unreadable: no address known");
       }
-      state.log("warn", "took the dead holder over", {
-        holder: hexNode(header.holder),
-        leaseAndFenceMs: owner_at - fenced_at,
-        mountMs: mounted_at - owner_at,
-        headerMs: state.now() - mounted_at,
-        totalMs: state.now() - fenced_at,
-      });
+      const header_at = state.now();
       coordinator.requestResync("takeover");
       this.becameHolder();
+      void this.report({
+        holder: hexNode(header.holder),
+        epoch: state.highestEpoch,
+        survivors: survivors.length,
+        silentMs: begun.silentMs,
+        electMs: fenced_at - begun.decidedAt,
+        leaseMs: leases_at - fenced_at,
+        fenceMs: gate_at - leases_at,
+        mountMs: mounted_at - gate_at,
+        headerMs: header_at - mounted_at,
+        viewMs: header_at,
+        totalMs: begun.decidedAt - begun.silentMs,
+      });
       return "won";
     } finally {
       this.underWay = false;
       state.poke();
     }
+  }
+
+  /** Of the view's holder, how long nothing has been seen. */
+  private silentMs(): number {
+    const { state, lease } = this;
+    const view = state.next ?? state.view;
+    const holder = memberOf(view, view?.holder ?? 0);
+    return holder === undefined ? 0 : lease.silentMs(holder.node, holder.incarnation);
+  }
+
+  /** When the first view is committed and the gate open. `viewMs` and `totalMs` are given as the times they count from. */
+  private async report(report: RecoveryReport): Promise<void> {
+    const { state } = this;
+    const serves = (): true | undefined =>
+      state.view?.holder === state.self && state.next === null && !state.gateShut ? true : undefined;
+    try {
+      if ((await state.until(serves, 64 * state.timings.nodeTimeoutMs)) === null) return;
+    } catch (error) {
+      if (error instanceof Halted) return;
+      throw error;
+    }
+    const now = state.now();
+    const done = {
+      ...report,
+      silentMs: Math.round(report.silentMs),
+      electMs: Math.round(report.electMs),
+      leaseMs: Math.round(report.leaseMs),
+      fenceMs: Math.round(report.fenceMs),
+      mountMs: Math.round(report.mountMs),
+      headerMs: Math.round(report.headerMs),
+      viewMs: Math.round(now - report.viewMs),
+      totalMs: Math.round(now - report.totalMs),
+    };
+    state.log("warn", "took the dead holder over", done);
+    state.ports.recovered(done);
   }
 
   /** The header's holder; whose key had the reservation; whoever else shows no life. Never ourselves. */

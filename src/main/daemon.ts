@@ -607,13 +607,21 @@ class Daemon {
     const volume = this.#volume;
     const view = this.#status.get("view") ?? {};
     if (this.#link !== null) {
-      // The answer comes to the netlink worker, and from there as a status message.
-      const asked = new Promise<void>((resolve) => {
-        this.#statusWaiters.push(resolve);
-        setTimeout(resolve, KERNEL_STATUS_MS);
-      });
+      // The answers come to the netlink and the lease worker, and from there as status messages.
+      const parts = ["kernel", "journals"];
+      const before = parts.map((part) => this.#status.get(part));
       this.#link.send({ cmd: "STATUS" });
-      await asked;
+      this.#toLease({ kind: "look" });
+      const endMs = bootTimeMs() + KERNEL_STATUS_MS;
+      while (bootTimeMs() < endMs && parts.some((part, at) => this.#status.get(part) === before[at])) {
+        await new Promise<void>((resolve) => {
+          const timer = setTimeout(resolve, endMs - bootTimeMs());
+          this.#statusWaiters.push(() => {
+            clearTimeout(timer);
+            resolve();
+          });
+        });
+      }
     }
     const now = bootTimeMs();
     const text = json({
@@ -638,6 +646,9 @@ class Daemon {
       })),
       clientLocks: this.#locks?.list() ?? [],
       engine: this.#engine?.counters ?? {},
+      journals: this.#status.get("journals")?.slots ?? [],
+      recovery: this.#status.get("recovery") ?? { underWay: false },
+      lastRecovery: this.#status.get("lastRecovery") ?? null,
       kernel: this.#status.get("kernel") ?? {},
       discovery: { dropped: this.#discovery?.droppedCount ?? 0 },
     });

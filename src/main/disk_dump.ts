@@ -27,7 +27,7 @@ import {
 import { formatResource, MODE_NAMES } from "./resource_name.js";
 
 /** A plain file that holds a copy of the volume. */
-class ImageFile implements RecordDevice {
+export class ImageFile implements RecordDevice {
   readonly sectorSize = MXFS_DISK_RECORD_SIZE_MIN;
   readonly recordSize = MXFS_DISK_RECORD_SIZE_MIN;
   readonly sizeBytes: number;

@@ -27,7 +27,10 @@ const LINE_MAX = 4096;
 const QUEUE_MAX = 1024;
 
 function fieldText(value: LogFields[string]): string {
-  const plain = String(value);
+  // Times are fractions of milliseconds by nature; nobody reads more than a tenth.
+  const plain = String(
+    typeof value === "number" && !Number.isInteger(value) ? Math.round(value * 10) / 10 : value,
+  );
   return /^[^\s"=]+$/.test(plain) ? plain : JSON.stringify(plain);
 }
 

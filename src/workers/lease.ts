@@ -22,7 +22,7 @@ import type {
   TimerHandle,
   View,
 } from "../cluster/ports.js";
-import { lockstateSize } from "../disk/lockstate.js";
+import { type LockstateLocation, lockstateSize } from "../disk/lockstate.js";
 import { type JournalRecord, journalStateName } from "../disk/record.js";
 import { LockEngine } from "../dlm/engine.js";
 import { Role } from "../wire/abi.js";
@@ -223,7 +223,10 @@ const rawDisk: DiskPort = {
   volume: setup.volume,
   volumeUuid: setup.volumeUuid,
   locateLockstate: () => locateLockstate(device),
-  readHeader: (location) => readHeader(device, location, setup.volume),
+  readHeader(location) {
+    lockstateAt = location;
+    return readHeader(device, location, setup.volume);
+  },
   writeHeader: (location, header) => writeHeader(device, location, header),
   readHeartbeats: (location) =>
     readHeartbeats(device, location, setup.volume, (slot, problem) =>
@@ -233,14 +236,7 @@ const rawDisk: DiskPort = {
     readJournals(device, location, setup.volume, (slot, problem) =>
       shell.log("warn", `journal slot ${slot} counts as never claimed: ${problem}`, { slot }),
     ),
-  async writeJournal(location, slot, record) {
-    const outcome = await writeJournal(device, location, slot, record);
-    if (outcome.kind === "ok") {
-      journals.set(slot, record);
-      showJournals();
-    }
-    return outcome;
-  },
+  writeJournal: (location, slot, record) => writeJournal(device, location, slot, record),
   setHeartbeat(location, slot, contents) {
     toHeartbeat({ kind: "set", location, slot, contents });
     shell.toMain({ kind: "status", part: "heartbeat", status: { slot, role: contents.role } });
@@ -253,20 +249,31 @@ const rawDisk: DiskPort = {
   },
 };
 
-/** Journal slots as this node has written them (it is the holder, or was). */
-const journals = new Map<number, JournalRecord>();
+/** Where lockstate was found last. */
+let lockstateAt: LockstateLocation | null = null;
 
-function showJournals(): void {
-  const slots = [...journals.entries()]
-    .sort(([a], [b]) => a - b)
-    .map(([slot, record]) => ({
-      slot,
-      node: record.node.toString(16),
-      incarnation: record.incarnation,
-      state: journalStateName(record.state),
-      recoverer: record.recoverer === 0 ? null : record.recoverer.toString(16),
-    }));
-  shell.toMain({ kind: "status", part: "journals", status: { slots } });
+/** The journal slots as they are on the disk, whoever wrote them. */
+async function showJournals(): Promise<void> {
+  if (lockstateAt === null) {
+    return;
+  }
+  const outcome = await rawDisk.readJournals(lockstateAt);
+  const slots = outcome.kind === "error" ? [] : outcome.records.map(journalRow).filter((row) => row !== null);
+  const error = outcome.kind === "error" ? outcome.message : null;
+  shell.toMain({ kind: "status", part: "journals", status: { slots, error } });
+}
+
+function journalRow(record: JournalRecord | null, slot: number): Readonly<Record<string, unknown>> | null {
+  return record === null
+    ? null
+    : {
+        slot,
+        node: record.node.toString(16),
+        incarnation: record.incarnation,
+        state: journalStateName(record.state),
+        epoch: record.epoch.toString(),
+        recoverer: record.recoverer === 0 ? null : record.recoverer.toString(16),
+      };
 }
 
 const net: NetPort = {
@@ -356,6 +363,7 @@ const ports: Ports = {
   net,
   locks,
   log: (level, text, fields) => shell.log(level, text, fields),
+  recovered: (report) => shell.toMain({ kind: "status", part: "lastRecovery", status: { ...report } }),
   // Its one use is the cluster key; without a mount that is derived, not drawn.
   random: (count) =>
     lanDisk === null ? new Uint8Array(randomBytes(count)) : serviceKey(setup.volumeUuid).subarray(0, count),
@@ -449,6 +457,11 @@ function take(message: ToLease): void {
       return;
     case "reclaimed":
       reclaims.answer(String(message.id), undefined);
+      return;
+    case "look":
+      if (lanDisk === null) {
+        showJournals().catch(shell.fatal);
+      }
       return;
     case "stop":
       core.unmountRequested(0n);

@@ -148,6 +148,8 @@ export type ToLease =
   | { readonly kind: "heartbeat-stopped" }
   | { readonly kind: "discovered"; readonly packet: Discovered }
   | { readonly kind: "reclaimed"; readonly id: number }
+  /** Somebody asks for the status: the journal slots are read, and told as a part of it. */
+  | { readonly kind: "look" }
   /** SIGTERM, SIGINT or `mxfsd stop`. */
   | { readonly kind: "stop" };
 

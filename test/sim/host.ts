@@ -443,7 +443,9 @@ export class Host {
           await this.take(daemon, 1, 20);
           if (this.diskLost) return { kind: "error", message: "transport error" };
           const header = disk.header();
-          return header === null ? { kind: "none", problems: [] } : { kind: "found", header, problems: [] };
+          return header === null
+            ? { kind: "none", problems: disk.headerProblems() }
+            : { kind: "found", header, problems: [] };
         },
         writeHeader: async (_location, header) => {
           await this.take(daemon, 1, 40);
@@ -511,6 +513,7 @@ export class Host {
         resume: (epoch) => cluster.resumed(this, epoch, this.committedView(epoch)),
         purge: () => undefined,
       },
+      recovered: () => undefined,
       log: (level, text, fields) => {
         if (level === "debug") return;
         const line = Object.entries(fields).map(([name, value]) => `${name}=${value}`);

@@ -14,7 +14,13 @@ import {
   tryDecodeHeader,
 } from "../../src/disk/lockstate.js";
 import type { HeartbeatRecord, JournalRecord } from "../../src/disk/record.js";
-import { decodeHeartbeat, decodeJournal, encodeHeartbeat, encodeJournal } from "../../src/disk/record.js";
+import {
+  DiskFormatError,
+  decodeHeartbeat,
+  decodeJournal,
+  encodeHeartbeat,
+  encodeJournal,
+} from "../../src/disk/record.js";
 
 export const VOLUME = 0x1122334455667788n;
 export const VOLUME_UUID = "11223344-5566-4788-9900-aabbccddeeff";
@@ -189,6 +195,19 @@ export class SharedDisk {
     if (this.header()?.sequence !== header.sequence) {
       throw new Violation(`header sequence ${header.sequence} written below the other copy's`);
     }
+  }
+  /** Both copies of the header are overwritten with garbage, and all heartbeats. */
+  damage(): void {
+    this.#headers = [new Uint8Array(4096).fill(0x41), new Uint8Array(4096).fill(0x42)];
+    this.#slots = this.#slots.map(() => null);
+  }
+  /** What is wrong with the copies of the header, those that were never written apart. */
+  headerProblems(): string[] {
+    return this.#headers
+      .map((bytes) => tryDecodeHeader(bytes, VOLUME))
+      .filter((copy) => copy instanceof DiskFormatError)
+      .filter((problem) => problem.code !== "EMPTY")
+      .map((problem) => problem.message);
   }
   journals(): (JournalRecord | null)[] {
     return [...this.#journals];

@@ -91,6 +91,47 @@ test("the journal slots tell the story: claimed, needs recovery, being recovered
   });
 });
 
+test("lockstate is damaged while nobody has it mounted: the first to mount begins it anew, above every epoch", async () => {
+  await course({ hostCount: 2 }, async (cluster) => {
+    for (const index of [1, 0]) {
+      at(cluster, index).unmount();
+      await cluster.pass(10_000);
+    }
+    cluster.disk.damage();
+    for (const index of [0, 1]) {
+      at(cluster, index).mount();
+      await cluster.pass(30_000, () => at(cluster, index).serving());
+      assert.ok(at(cluster, index).serving(), `${at(cluster, index).failure}`);
+    }
+    assert.is(viewOf(at(cluster, 0)).length, 2);
+    assert.is(cluster.disk.header()?.members.length, 2);
+  });
+});
+
+test("lockstate is damaged under a view that works, and its holder dies: the survivors know who they are", async () => {
+  await course({ hostCount: 3 }, async (cluster) => {
+    const [dead, winner, other] = [at(cluster, 0), at(cluster, 1), at(cluster, 2)];
+    cluster.disk.damage();
+    await cluster.pass(3000);
+    dead.powerOff();
+    await cluster.pass(25_000, () => leads(winner) && other.serving());
+    assert.ok(leads(winner) && other.serving(), "nobody serves 25 s after the holder's death");
+    assert.equal(viewOf(other), [winner.node, other.node]);
+    assert.is(cluster.disk.header()?.holder, winner.node);
+  });
+});
+
+test("lockstate is damaged, and all nodes die: who mounts next waits for signs of life, then takes over", async () => {
+  await course({ hostCount: 2 }, async (cluster) => {
+    for (const index of [0, 1]) at(cluster, index).powerOff();
+    cluster.disk.damage();
+    at(cluster, 1).powerOn();
+    at(cluster, 1).mount();
+    await cluster.pass(60_000, () => leads(at(cluster, 1)));
+    assert.ok(leads(at(cluster, 1)), `${at(cluster, 1).failure}`);
+  });
+});
+
 test("a member's leave frees its journal slot, and the next member claims it", async () => {
   await course({ hostCount: 2 }, async (cluster) => {
     at(cluster, 1).unmount();

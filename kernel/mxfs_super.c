@@ -63,9 +63,11 @@ struct mxfs_daemon {
 
 /* ---------------------------------------------------------------- options */
 
+enum { MXFS_PROFILE_DEFAULT = 1, MXFS_PROFILE_FAST };
+
 enum {
 	Opt_source, Opt_iface, Opt_port, Opt_multicast, Opt_broadcast, Opt_peer, Opt_fence, Opt_config, Opt_heartbeat,
-	Opt_renew, Opt_lease, Opt_node_timeout, Opt_lock_wait, Opt_bast, Opt_startup, Opt_lock_records,
+	Opt_renew, Opt_lease, Opt_node_timeout, Opt_lock_wait, Opt_bast, Opt_startup, Opt_lock_records, Opt_profile,
 };
 
 static const struct fs_parameter_spec mxfs_parameters[] = {
@@ -85,6 +87,7 @@ static const struct fs_parameter_spec mxfs_parameters[] = {
 	fsparam_string("bast", Opt_bast),
 	fsparam_string("startup", Opt_startup),
 	fsparam_string("lock_records", Opt_lock_records),
+	fsparam_string("profile", Opt_profile),
 	{}
 };
 
@@ -230,6 +233,15 @@ static int mxfs_parse_param(struct fs_context *fc, struct fs_parameter *param)
 		else
 			return invalf(fc, "mxfs: fence=%s: expected scsi (default), or none (tests only)", param->string);
 		return 0;
+	case Opt_profile:
+		if (!strcmp(param->string, "fast"))
+			opt->profile = MXFS_PROFILE_FAST;
+		else if (!strcmp(param->string, "default"))
+			opt->profile = MXFS_PROFILE_DEFAULT;
+		else
+			return invalf(fc, "mxfs: profile=%s: expected default, or fast (short timings, for a good network)",
+				      param->string);
+		return 0;
 	default:
 		return mxfs_parse_number(fc, opt, which, param->string);
 	}
@@ -237,6 +249,17 @@ static int mxfs_parse_param(struct fs_context *fc, struct fs_parameter *param)
 	*text = param->string;
 	param->string = NULL;
 	return 0;
+}
+
+/* A profile is a set of timings. Those given by themselves come before it; the daemon and /proc/mounts see timings only. */
+static void mxfs_options_profile(struct mxfs_options *opt)
+{
+	if (opt->profile != MXFS_PROFILE_FAST)
+		return;
+	opt->heartbeat_ms = opt->heartbeat_ms ?: MXFS_HEARTBEAT_MS_FAST;
+	opt->renew_ms = opt->renew_ms ?: MXFS_LEASE_RENEW_MS_FAST;
+	opt->lease_ms = opt->lease_ms ?: MXFS_LEASE_MS_FAST;
+	opt->node_timeout_ms = opt->node_timeout_ms ?: MXFS_NODE_TIMEOUT_MS_FAST;
 }
 
 /* What was not given has its default; what depends on each other must fit. */
@@ -1223,6 +1246,7 @@ static int mxfs_get_tree(struct fs_context *fc)
 		return invalf(fc, "mxfs: no device given: mount -t mxfs DEVICE DIRECTORY");
 	if (fc->sb_flags & SB_RDONLY)
 		return invalf(fc, "mxfs: read-only mounts are not supported (every node takes part in the cluster by writing): mount without ro, or use a read-only bind mount of it");
+	mxfs_options_profile(opt);
 	err = mxfs_options_check(fc, opt);
 	if (err)
 		return err;
@@ -1293,6 +1317,7 @@ static int mxfs_reconfigure(struct fs_context *fc)
 
 	if (fc->sb_flags & SB_RDONLY)
 		return invalf(fc, "mxfs: read-only mounts are not supported");
+	mxfs_options_profile(fc->fs_private);
 	changed = mxfs_options_changed(&MXFS_SB(fc->root->d_sb)->opt, fc->fs_private);
 	if (changed)
 		return invalf(fc, "mxfs: %s cannot be changed while mounted: unmount, and mount with the new value", changed);

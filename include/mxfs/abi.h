@@ -30,6 +30,12 @@
 #define MXFS_BAST_MS_DEFAULT 10000
 #define MXFS_STARTUP_MS_DEFAULT 60000
 
+/* The same with profile=fast: for hosts that are never kept waiting for a second by their network or disk. */
+#define MXFS_HEARTBEAT_MS_FAST 500
+#define MXFS_LEASE_RENEW_MS_FAST 500
+#define MXFS_LEASE_MS_FAST 1600
+#define MXFS_NODE_TIMEOUT_MS_FAST 3600
+
 /* Network defaults. TCP and UDP use the same port number. */
 #define MXFS_PORT_DEFAULT 7601
 #define MXFS_MULTICAST_DEFAULT "239.66.83.1"

@@ -470,6 +470,21 @@ export class Lab {
       this.#setPath(node, kind, true);
   }
 
+  /** Two nodes cannot reach each other any more; everybody else reaches both. `healPair` undoes it. One pair at a time. */
+  cutPair(one: NodeName, other: NodeName): void {
+    for (const node of [one, other]) this.#isolate(node, "on");
+  }
+
+  healPair(one: NodeName, other: NodeName): void {
+    for (const node of [one, other]) this.#isolate(node, "off");
+  }
+
+  /** Isolated ports of the bridge do not talk to each other. */
+  #isolate(node: NodeName, state: "on" | "off"): void {
+    const dev = this.#tap(this.#nodeNumber(node));
+    run("bridge", ["-n", this.#netns(), "link", "set", "dev", dev, "isolated", state]);
+  }
+
   /** Copies a file of the host into a guest, with its mode. */
   async put(node: NodeName, file: string, destination: string): Promise<void> {
     const mode = (statSync(file).mode & 0o7777).toString(8);
@@ -487,6 +502,11 @@ export class Lab {
     if (end.status !== 0) {
       throw new ExecError(this.#nodeName(node), `put ${destination}`, { ...end, stdout: "", stderr: said });
     }
+  }
+
+  /** The shared disk, as a file of the host: to look at, or to damage. */
+  get diskImage(): string {
+    return this.#diskImage();
   }
 
   /** The console log since the lab came up, over all boots of the node. */

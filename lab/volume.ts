@@ -37,6 +37,13 @@ const TROUBLE: readonly RegExp[] = [
   /VFS: Busy inodes/,
 ];
 
+/** What a node that is thrown out says, rightly. */
+export const FENCING_SAYS: readonly RegExp[] = [
+  /mxfs: .*(fenc|evict|lease|reservation|key|error)/i,
+  /XFS .*(shut|error|log I\/O)/i,
+  /reservation conflict/i,
+];
+
 /** An expectation that did not hold; the message says what was expected and what was found. */
 export class VolumeError extends Error {
   override name = "VolumeError";
@@ -180,6 +187,11 @@ export class Volume {
       if (found === device) return { role, state, pid: Number(pid) };
     }
     return undefined;
+  }
+
+  /** The mount was thrown out: every operation ends in EIO until it is unmounted and mounted again. */
+  async isFenced(node: NodeName): Promise<boolean> {
+    return (await this.kernelState(node))?.state === "fenced";
   }
 
   async role(node: NodeName): Promise<Role> {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0-only
 # Builds all that runs: TypeScript to dist/, the native addon and launcher to native/build/, the kernel module to
-# kernel/mxfs.ko, the lab's workload tool to .lab/bin/. A part whose sources have not changed since it was built is
+# kernel/mxfs.ko, the lab's workload tools to .lab/bin/. A part whose sources have not changed since it was built is
 # left alone. Any error or warning fails, and is shown again by the next run.
 #
 # Weakness: "changed" means the contents of the part's own sources and of include/; a new compiler is not seen.
@@ -73,14 +73,17 @@ build_kernel() {
   echo "$now" >$stamp
 }
 
-# The workloads of demo, lab tests and perf, static, because guests start it often.
+# The workloads of demo, lab tests and perf, static, because guests start them often.
 build_work() {
-  local out=.lab/bin/mxfs-work stamp=.lab/work-sources now
-  now=$(printf '%s\n' lab/work.c include/mxfs/netlink.h | fingerprint)
-  [ -x $out ] && [ "$(cat $stamp 2>/dev/null)" = "$now" ] && return
+  local name out stamp now
   mkdir -p .lab/bin
-  checked work "rm -f $out" gcc -static -O2 -Wall -Wextra -Wshadow -o $out lab/work.c
-  echo "$now" >$stamp
+  for name in work load; do
+    out=.lab/bin/mxfs-$name stamp=.lab/$name-sources
+    now=$(printf '%s\n' lab/$name.c include/mxfs/netlink.h | fingerprint)
+    [ -x $out ] && [ "$(cat $stamp 2>/dev/null)" = "$now" ] && continue
+    checked $name "rm -f $out" gcc -static -O2 -Wall -Wextra -Wshadow -o $out lab/$name.c
+    echo "$now" >$stamp
+  done
 }
 
 build_typescript

@@ -30,10 +30,18 @@ export class Suite {
   #volume: Volume | undefined;
   #dirty = false;
 
-  /** @param name of the lab; MXFS_LAB makes it another one. */
+  /** @param name of the lab; MXFS_LAB makes it another one. MXFS_TARGET=lio takes the other target. */
   constructor(name: string, options: SuiteOptions) {
     const suffix = process.env.MXFS_LAB === undefined ? "" : `${process.env.MXFS_LAB}-`;
-    this.#options = { ephemeral: true, replace: true, nodes: 2, ...options, name: `${suffix}${name}` };
+    const target = process.env.MXFS_TARGET === "lio" ? "lio" : "tgt";
+    this.#options = {
+      ephemeral: true,
+      replace: true,
+      nodes: 2,
+      target,
+      ...options,
+      name: `${suffix}${name}`,
+    };
     test.before(() => this.#up());
     test.after(() => {
       this.#volume?.lab.down();

@@ -6,6 +6,7 @@
 // Weakness: figures are one short round; `npm run perf` takes medians of several.
 
 import { FIGURES, type Figures, figureTable, fio, measure, SIZE_SHORT } from "../perf/figures.js";
+import { Field } from "./field.js";
 import type { Lab } from "./lab.js";
 import { DEVICE, MOUNTPOINT, until, type Volume, VolumeError } from "./volume.js";
 
@@ -260,6 +261,42 @@ async function mxfsFigures(state: DemoState): Promise<string> {
   return `${FIGURES.length} figures of the holder (node${holder}) and the member (node${member}), see above`;
 }
 
+/** Both nodes work; the holder's power is cut; the other goes on, and a checker out here knows what it was promised. */
+async function powerCut({ lab, volume }: DemoState): Promise<string> {
+  const { holder, member } = await volume.roles();
+  const field = new Field(volume, { directory: `${MOUNTPOINT}/powercut` });
+  for (const node of [holder, member]) await field.load.start(node);
+  await field.load.progress([holder, member], 60_000);
+  await field.settle();
+  const held = volume.hold(member, ["mxfs-work", "hold", `${MOUNTPOINT}/powercut-lock`, "flock"]);
+  expectEqual("flock on the member", await held.first, "held");
+  const waited = await field.kill(holder);
+  expectEqual(`role of node${member}`, await volume.role(member), "holder");
+  expectEqual("failed operations", field.load.failuresOf([member]).join(), "");
+  const phases = recoveryPhases((await volume.status(member)).lastRecovery);
+  await field.load.stopAll();
+  await field.load.verify([member]);
+  const began = Date.now();
+  await lab.start(holder);
+  await volume.prepare(holder);
+  await volume.mount(holder);
+  expectEqual(`role of node${holder}`, await volume.role(holder), "member");
+  const lock = await volume.work(holder, ["try-lock", `${MOUNTPOINT}/powercut-lock`, "flock"]);
+  expectEqual("the survivor's flock, as the other sees it", lock, "busy\n");
+  expectEqual("status of who held it", await held.letGo(), 0);
+  return (
+    `node${member} went on after ${(waited / 1000).toFixed(1)} s (${phases}), all ${field.load.ledger.operations} ` +
+    `acknowledged operations are there; node${holder} was back in ${seconds(began)}`
+  );
+}
+
+function recoveryPhases(report: unknown): string {
+  if (typeof report !== "object" || report === null) return "phases unknown";
+  const ms = (name: string): number => Number((report as Record<string, unknown>)[name]);
+  const rest = ms("electMs") + ms("leaseMs") + ms("fenceMs") + ms("headerMs") + ms("viewMs");
+  return `silence ${ms("silentMs")} ms, log replay ${ms("mountMs")} ms, the rest ${rest} ms`;
+}
+
 async function unmountAll({ volume }: DemoState): Promise<string> {
   await volume.umountAll();
   await volume.checkXfs(1);
@@ -288,6 +325,7 @@ export const LINES: readonly DemoLine[] = [
   { title: "the member unmounts and comes back", run: memberLeaves },
   { title: "the holder unmounts, the member takes over", run: holderLeaves },
   { title: "figures beside raw XFS", run: mxfsFigures },
+  { title: "the holder's power is cut, the member takes over", run: powerCut },
   { title: "unmount, xfs_repair -n", run: unmountAll },
   { title: "kernel logs", always: true, run: kernelLogs },
 ];

@@ -210,7 +210,7 @@ async function campaign(options: Options): Promise<number> {
   const name = `${process.env.MXFS_LAB === undefined ? "" : `${process.env.MXFS_LAB}-`}chaos`;
   const lab = await Lab.up({ name, nodes, target, ephemeral: true, replace: true, memoryMib: 768 });
   const volume = new Volume(lab);
-  const field = new Field(volume, { mountOptions, log: (line) => say(`${stamp()}  ${line}`) });
+  const field = new Field(volume, { mountOptions, log: (line) => say(`${stamp()}    ${line}`) });
   let faults = 0;
   let worstMs = 0;
   let worst = "none";

@@ -90,7 +90,9 @@ export class Field {
   /** These nodes go on. Returns how long their longest wait was, in milliseconds. */
   async goOn(nodes: readonly number[], timeoutMs = SURVIVE_MS): Promise<number> {
     await this.load.progress(nodes, timeoutMs);
-    return this.load.longestWait(nodes);
+    const waited = this.load.longestWait(nodes);
+    this.#log(`node ${nodes.join(", ")} went on; longest wait ${(waited / 1000).toFixed(1)} s`);
+    return waited;
   }
 
   others(node: number): number[] {
@@ -254,14 +256,17 @@ export class Field {
 
   /** Every node is up, mounted and under load again. */
   async bringBack(): Promise<void> {
+    this.#log("bringing everybody back");
     const away = await Promise.all(this.nodes.map((node) => this.#prepared(node)));
     const missing = this.nodes.filter((_, i) => away[i]);
     // Of nodes that all come back the first is the holder, so that a seed tells a story that can be repeated.
     if (missing.length === this.nodes.length) await this.mount(missing.shift() ?? 1);
     await Promise.all(missing.map((node) => this.mount(node)));
+    this.#log("everybody has it mounted");
     for (const node of this.nodes) if (!this.load.isRunning(node)) await this.load.start(node);
     await this.load.progress(this.nodes, SURVIVE_MS);
     await this.settle();
+    this.#log("everybody works");
   }
 
   /** Running, and what was thrown out unmounted. True: to be mounted. */

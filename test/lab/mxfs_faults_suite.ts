@@ -29,12 +29,18 @@ export class FaultSuite {
       sentence,
       async () => {
         const directory = `${MOUNTPOINT}/load${++this.#tests}`;
-        const field = new Field(this.suite.volume, { mountOptions: TIMINGS, directory });
+        const began = Date.now();
+        const log = (line: string): void => {
+          process.stderr.write(`    ${((Date.now() - began) / 1000).toFixed(1).padStart(6)} s  ${line}\n`);
+        };
+        const field = new Field(this.suite.volume, { mountOptions: TIMINGS, directory, log });
         try {
           await field.bringBack();
           await body(field, directory);
+          log("comparing");
           await field.load.stopAll();
-          await field.load.verify(await field.serving());
+          const found = await field.load.verify(await field.serving());
+          log(`${found.names.size} names, ${field.load.ledger.operations} operations compared`);
         } catch (error) {
           await field.load.stopAll().catch(() => undefined);
           throw error;

@@ -154,7 +154,7 @@ const FAULTS: readonly Fault[] = [
 
 /** Every way of losing a node, once, in an order that moves the holder back and forth. */
 const SHORT: readonly string[] = ["kill-holder", "cut-network", "kill-daemon"];
-const SHORT_OPTIONS = "heartbeat=1000,renew=1000,lease=3500,node_timeout=10000";
+const SHORT_OPTIONS = "heartbeat=1000,renew=1000,lease=3500,node_timeout=10000,startup=180000";
 
 interface Options {
   readonly seed: number;

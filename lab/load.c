@@ -2,7 +2,8 @@
 /*
  * mxfs-load: a load that says what it does, for a checker outside of the guests (lab/ledger.ts).
  *
- *   mxfs-load run DIR ID PAUSE_MS [WORKER...]   workers until standard input ends; default: all of them
+ *   mxfs-load run DIR ID PAUSE_MS [WORKER...]   workers until standard input ends; default: all of them. Between two
+ *                                               operations they rest; below 10 ms (tests) file and lazy no longer
  *   mxfs-load dump DIR                          every name below DIR: "d PATH" or "f PATH SIZE FNV1A32"
  *
  * A worker is a process. It writes one line before an operation begins and one when it has been answered, each by a
@@ -46,6 +47,7 @@
 #define BLOCK_BYTES 4096
 #define BLOCK_COUNT 64
 #define WORKERS_MAX 16
+#define FILE_PAUSE_MS 700
 #define PATH_BYTES 4096
 
 static const char *dir, *id, *worker;
@@ -98,10 +100,10 @@ static size_t bytes_of(unsigned long number, unsigned char *into)
 	return size;
 }
 
-/* Files are made more rarely, since each is looked at by every node in the end. */
-static void rest(unsigned int times)
+/* Files are made more rarely (FILE_PAUSE_MS), since each is looked at by every node in the end. */
+static void rest(unsigned int least_ms)
 {
-	unsigned int ms = times * pause_ms;
+	unsigned int ms = pause_ms > least_ms || pause_ms < 10 ? pause_ms : least_ms;
 	struct timespec pause = { .tv_sec = ms / 1000, .tv_nsec = (long)(ms % 1000) * 1000000 };
 
 	nanosleep(&pause, NULL);
@@ -170,7 +172,7 @@ static void files(void)
 			sync_directory(names, n - 1);
 			say("d %lu", n - 1);
 		}
-		rest(30);
+		rest(FILE_PAUSE_MS);
 	}
 }
 
@@ -189,7 +191,7 @@ static void lazy(void)
 		if (rename(old, path))
 			failed(n, "rename");
 		say("a %lu", n);
-		rest(50);
+		rest(FILE_PAUSE_MS);
 	}
 }
 
@@ -217,7 +219,7 @@ static void append(void)
 		} else {
 			say("a %lu", n);
 		}
-		rest(1);
+		rest(0);
 	}
 }
 
@@ -244,7 +246,7 @@ static void direct(void)
 		if (pwrite(fd, block, BLOCK_BYTES, (off_t)(n % BLOCK_COUNT) * BLOCK_BYTES) != BLOCK_BYTES)
 			failed(n, "direct-write");
 		say("s %lu", n);
-		rest(1);
+		rest(0);
 	}
 }
 
@@ -278,7 +280,7 @@ static void count(void)
 		lock.l_type = F_UNLCK;
 		if (by_fcntl ? fcntl(fd, F_SETLK, &lock) : flock(fd, LOCK_UN))
 			failed(value, "unlock");
-		rest(1);
+		rest(0);
 	}
 }
 

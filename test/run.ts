@@ -84,6 +84,7 @@ const PARTS: readonly Part[] = [
     jobs: () => [
       ...testFiles("lab", 1_200_000),
       check("lab/demo", [process.execPath, "dist/lab/demo.js"], 900_000),
+      check("lab/chaos", [process.execPath, "dist/lab/chaos.js", "--short"], 900_000),
     ],
   },
 ];

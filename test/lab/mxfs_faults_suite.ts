@@ -11,7 +11,9 @@ import { FENCING_SAYS, until, VolumeError } from "../../lab/volume.js";
 import { MOUNTPOINT, Suite } from "./mxfs_suite.js";
 
 /** Shorter than the defaults, so that a death costs half; long enough for slow machines. */
-export const TIMINGS = "heartbeat=1000,renew=1000,lease=3500,node_timeout=10000";
+export const TIMINGS = "heartbeat=1000,renew=1000,lease=3500,node_timeout=10000,startup=180000";
+/** Between two operations of a worker: faults are the subject, not the load. */
+const PAUSE_MS = 80;
 /** The last whole 4 KiB of the 4 GiB LUN: beyond every allocation group, or free space. */
 const SPARE_BLOCK = 4 * 2 ** 30 - 4096;
 
@@ -33,7 +35,12 @@ export class FaultSuite {
         const log = (line: string): void => {
           process.stderr.write(`    ${((Date.now() - began) / 1000).toFixed(1).padStart(6)} s  ${line}\n`);
         };
-        const field = new Field(this.suite.volume, { mountOptions: TIMINGS, directory, log });
+        const field = new Field(this.suite.volume, {
+          mountOptions: TIMINGS,
+          directory,
+          log,
+          pauseMs: PAUSE_MS,
+        });
         try {
           await field.bringBack();
           await body(field, directory);

@@ -281,6 +281,8 @@ export class LeaseKeeper {
       if (account.sequence !== record.sequence) {
         if (account.sequence !== UNKNOWN_SEQUENCE) account.heartbeatMovedAt = atMs;
         account.sequence = record.sequence;
+        // A holder that has stepped down says so itself: XFS unmounted, gate shut for good.
+        if (record.role === Role.NONE) account.provenDead = true;
       }
     }
   }

@@ -448,7 +448,10 @@ export class Coordinator {
     if (2 * cut.length > this.base.length) await this.stepDownForGood(cut);
   }
 
-  /** The XFS is let go as well as may be; the others take over when our heartbeat has stood still. */
+  /**
+   * The XFS is let go as well as may be. When it is, a last heartbeat says so, and the others take over at once; if not,
+   * they do when our heartbeat has stood still.
+   */
   async stepDownForGood(cut: readonly MemberInfo[]): Promise<never> {
     const { state } = this;
     const names = cut.map((member) => hexNode(member.node)).join(",");
@@ -465,8 +468,37 @@ export class Coordinator {
     state.alive();
     if (changed.error !== 0) {
       state.log("error", "the XFS could not be unmounted; it is shut down", { error: changed.message });
+    } else {
+      await this.lastHeartbeat();
     }
     fenceSelfAndHalt(state, why);
+  }
+
+  /** Role NONE on disk: this node has let go of everything that it was the holder for. */
+  private async lastHeartbeat(): Promise<void> {
+    const { state } = this;
+    const me = this.base.find((member) => member.node === state.self);
+    if (me === undefined || state.location === null) return;
+    const { self } = state.config;
+    const asked_at = state.now();
+    state.ports.disk.setHeartbeat(state.location, me.slot, {
+      volume: state.ports.disk.volume,
+      epoch: state.highestEpoch,
+      node: self.node,
+      incarnation: self.incarnation,
+      uuid: self.uuid,
+      role: Role.NONE,
+      port: self.port,
+      address: self.address,
+      unreachableSlots: 0n,
+      hostName: self.hostName,
+    });
+    const written = (): true | undefined => (state.heartbeatWrittenAt >= asked_at ? true : undefined);
+    if ((await state.until(written, 2 * state.timings.heartbeatMs)) === null) {
+      state.log("warn", "the others could not be told; they wait for the node timeout", {});
+    }
+    await state.ports.disk.stopHeartbeat(false);
+    state.alive();
   }
 
   /** Its lease has run out by its own clock, and by a tenth more. */

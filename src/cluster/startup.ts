@@ -764,7 +764,7 @@ export class Startup {
       state.log("warn", "the header does not belong to the file", { mismatch });
       return "damaged";
     }
-    state.header = outcome.header;
+    state.headerSeen = outcome.header;
     state.ports.net.setClusterKey(outcome.header.clusterKey);
     state.raiseEpoch(outcome.header.epoch);
     return outcome.header;

@@ -68,6 +68,8 @@ export class ClusterState {
   location: LockstateLocation | null = null;
   /** The header as last read, or written by us. */
   header: DiskHeader | null = null;
+  /** As this node read it when it started: the cluster key and the file are those of today, the members are not. */
+  headerSeen: DiskHeader | null = null;
   /** The committed view. */
   view: View | null = null;
   /** The view being prepared; null between changes. */

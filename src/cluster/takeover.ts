@@ -212,7 +212,8 @@ export class Takeover {
    * have written a sound one: the members are those of our own view.
    */
   private headerFromMemory(): DiskHeader | null {
-    const { header, view, highestEpoch } = this.state;
+    const { view, highestEpoch } = this.state;
+    const header = this.state.header ?? this.state.headerSeen;
     const holder = memberOf(view, view?.holder ?? 0);
     if (header === null || view === null || holder === undefined) return null;
     this.state.log(

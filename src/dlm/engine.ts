@@ -181,9 +181,15 @@ const DUMP_BUCKETS_MAX = 32_768;
 const CLIENT_SHIFT = MXFS_LOCK_CLIENT_SHIFT - 32;
 
 export interface EngineOptions {
-  /** Whether what is simple goes through WebAssembly (wasm_path.ts); the outcome is the same. */
-  readonly shortPath?: boolean;
+  /**
+   * Messages (or batches of them) that this thread decides by itself before it has wasm_path.ts do what is simple; the
+   * outcome is the same. Not at once, for the program costs some milliseconds to write, and many a daemon hardly
+   * decides anything. Infinity: never.
+   */
+  readonly shortPathAfter?: number;
 }
+
+const SHORT_PATH_AFTER = 256;
 
 export class LockEngine {
   readonly #hasher = new ResourceHasher();
@@ -196,20 +202,29 @@ export class LockEngine {
   #lastBuffer: ArrayBufferLike | null = null;
   #lastWords = new Int32Array(0) as Int32Array;
 
-  /** The short path; null: everything is done here. */
-  readonly #program: LockProgram | null;
+  /** The short path, when there is one. */
+  #program: LockProgram | null = null;
+  /** Messages until there is. */
+  #programIn: number;
   /** This thread's desk: messages and commands for the short path. */
   readonly #desk: Int32Array;
   readonly #deskBytes: Uint8Array;
 
   private constructor(
     readonly table: LockTable,
-    { shortPath = true }: EngineOptions,
+    { shortPathAfter = SHORT_PATH_AFTER }: EngineOptions,
   ) {
     const desk = DESKS_AT + table.thread * DESK_WORDS;
     this.#desk = table.words.subarray(desk, desk + DESK_WORDS);
     this.#deskBytes = new Uint8Array(table.words.buffer, 4 * desk, DESK_COUNT * MXFS_LOCK_ENTRY_SIZE);
-    this.#program = shortPath ? lockProgram(table.memory, table.layout, table.thread) : null;
+    this.#programIn = shortPathAfter;
+  }
+
+  get #shortPath(): LockProgram | null {
+    if (this.#program === null && --this.#programIn < 0) {
+      this.#program = lockProgram(this.table.memory, this.table.layout);
+    }
+    return this.#program;
   }
 
   /** Longer ones replace it: not to be kept over a `reserve`. */
@@ -272,11 +287,12 @@ export class LockEngine {
    * @throws LockTableError: the daemon must end.
    */
   submit(command: Command, bytes: Uint8Array, at: number, from: number, out: Outbox): Result {
-    if (this.#program !== null) {
+    const program = this.#shortPath;
+    if (program !== null) {
       this.#lay(bytes, at);
       this.#desk[DESK.COMMANDS] = command;
-      this.#program.prepare(0, 1);
-      if (this.#runShort(this.#program, 0, 1, from, out) === 1) return RESULT.DECIDED;
+      program.prepare(this.table.thread, 0, 1);
+      if (this.#runShort(program, 0, 1, from, out) === 1) return RESULT.DECIDED;
     }
     this.#load(bytes, at);
     return this.#submit(command, bytes, at, from, out);
@@ -295,7 +311,7 @@ export class LockEngine {
     onTrouble?: (at: number, result: Result) => void,
   ): number {
     const slots = Math.floor(bytes.length / MXFS_LOCK_ENTRY_SIZE);
-    const program = this.#program;
+    const program = this.#shortPath;
     const size = program === null ? 1 : DESK_COUNT;
     let count = 0;
     let first = 0;
@@ -354,7 +370,7 @@ export class LockEngine {
       for (let slot = 0; slot < count; slot++)
         this.#desk[DESK.COMMANDS + slot] = command[first + slot] as number;
     }
-    program.prepare(0, count);
+    program.prepare(this.table.thread, 0, count);
   }
 
   /** @returns how many of the desk's messages [start, end) the short path has decided. */
@@ -362,7 +378,7 @@ export class LockEngine {
     let done = 0;
     let told = false;
     try {
-      done = program.run(start, end, from | 0);
+      done = program.run(this.table.thread, start, end, from | 0);
       const grants = done >>> 16;
       if (grants > 0) out.appendRun(from, OUTCOME.GRANT, this.#desk, start * ENTRY_WORDS, grants);
       told = true;

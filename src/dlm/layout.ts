@@ -9,6 +9,7 @@
  *   160          thread blocks              (THREAD_COUNT_MAX + 1) * 64: what each thread has counted (COUNTER), and
  *                                           the free records that it keeps (KEPT_*)
  *   desks_at     desks                      (THREAD_COUNT_MAX + 1) * 2816: a thread's messages in hand (DESK)
+ *   program_at   program                    2048: what wasm_path.ts wrote, for all threads
  *   stripes_at   stripe locks               stripe_count * 16 (a cache line each)
  *   buckets_at   hash buckets               bucket_count: the first resource, 0 = none
  *   segments_at  segments                   segment_words each: records of one kind; added while the table grows
@@ -62,6 +63,8 @@ export const CTL = {
   /** Held by who changes state, epoch and view. */
   ADMIN_LOCK: 16,
   SEGMENT_WORDS: 17,
+  /** Length of the program at PROGRAM_AT; 0 until somebody has written it. */
+  PROGRAM_BYTES: 18,
   ALLOCATOR_LOCK: 32,
   /** Segments that exist, and how many of them were given to a kind since the table was last forgotten. */
   SEGMENT_COUNT: 33,
@@ -186,7 +189,11 @@ export const DESK_HELD_MAX = 32;
 export const DESK_WORDS = DESK_COUNT * 22;
 export const DESKS_AT = THREADS_AT + (THREAD_COUNT_MAX + 1) * THREAD_WORDS;
 
-export const STRIPES_AT = DESKS_AT + (THREAD_COUNT_MAX + 1) * DESK_WORDS;
+/** The bytes of wasm_path.ts's program, for every thread to compile. */
+export const PROGRAM_AT = DESKS_AT + (THREAD_COUNT_MAX + 1) * DESK_WORDS;
+export const PROGRAM_WORDS = 2048;
+
+export const STRIPES_AT = PROGRAM_AT + PROGRAM_WORDS;
 export const STRIPE_WORDS = 16;
 /** Set in a lock word when somebody sleeps on it; the bits below are the owner's thread number. */
 export const WAITERS = 0x4000_0000;

@@ -96,6 +96,16 @@ export function unsignedLeb(value: number): number[] {
   }
 }
 
+/** Signed LEB128 of 32 bits: the usual case, without a bigint. */
+function signedLeb32(value: number): number[] {
+  const bytes: number[] = [];
+  for (let rest = value | 0; ; rest >>= 7) {
+    const low = rest & 0x7f;
+    if (rest >> 6 === 0 || rest >> 6 === -1) return [...bytes, low];
+    bytes.push(low | 0x80);
+  }
+}
+
 /** Signed LEB128 of at most 64 bits. */
 export function signedLeb(value: bigint): number[] {
   const bytes: number[] = [];
@@ -193,7 +203,7 @@ export class Var<T extends WasmType> extends Expr<T> {
 
 /** Any 32-bit pattern, signed or not. */
 export function i32(value: number): Expr<"i32"> {
-  return new Expr("i32", [CONST.i32, ...signedLeb(BigInt.asIntN(32, BigInt(value)))]);
+  return new Expr("i32", [CONST.i32, ...signedLeb32(value)]);
 }
 
 export function i64(value: bigint): Expr<"i64"> {

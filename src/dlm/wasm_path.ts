@@ -20,7 +20,7 @@
  * view are looked at under the stripe lock for each message, as there.
  *
  * A trap (an index out of the memory: the table is corrupt) leaves the stripes locked: the caller must break the table.
- * Known weakness: the program is made anew by every thread that attaches (about a millisecond); a chain or queue of
+ * Known weakness: the first message of all takes ten milliseconds more, for the program is written then; a chain or queue of
  * more than STEP_COUNT_MAX is left to engine.ts.
  */
 import {
@@ -51,6 +51,8 @@ import {
   LOCK_BYTE,
   MASK_WORDS,
   MASKS_AT,
+  PROGRAM_AT,
+  PROGRAM_WORDS,
   QUEUE,
   QUEUE_FREE,
   RES,
@@ -90,14 +92,14 @@ import {
 
 /** Over the desk's messages [start, end), of which there are at most DESK_COUNT. */
 export interface LockProgram {
-  /** Hashes them. Messages that are values are not harmed. */
-  prepare(start: number, end: number): void;
+  /** Hashes them. Messages that are values are not harmed. @param thread its number in the table. */
+  prepare(thread: number, start: number, end: number): void;
   /**
    * Decides them, prepared and each with its frame type in DESK.COMMANDS, until one is not simple.
    * @param from the node they come from, signed.
    * @returns how many were done | how many grants, from message `start` on, << 16.
    */
-  run(start: number, end: number, from: number): number;
+  run(thread: number, start: number, end: number, from: number): number;
 }
 
 const STEP_COUNT_MAX = 1024;
@@ -141,26 +143,35 @@ const STATEMENT_BITS = STATEMENT.reduce((bits, is, at) => bits | (BigInt(is) << 
 type I32 = Expr<"i32">;
 type I64 = Expr<"i64">;
 
-/** Writes the program of one thread: the layout's numbers and the thread's own places are constants in it. */
+/**
+ * Writes one function. The layout's numbers are constants in it; the thread's are not, so that all threads of a process
+ * share what the engine makes of it.
+ */
 class Writer {
-  readonly #block: number;
-  readonly #desk: number;
+  /** Byte addresses of the thread's block and desk. */
+  readonly #block: Var<"i32">;
+  readonly #desk: Var<"i32">;
 
   constructor(
     readonly layout: TableLayout,
-    readonly thread: number,
+    code: Code,
+    /** Number of the thread. */
+    readonly thread: Var<"i32">,
   ) {
-    this.#block = THREADS_AT + thread * THREAD_WORDS;
-    this.#desk = DESKS_AT + thread * DESK_WORDS;
+    const place = (first: number, words: number): Var<"i32"> =>
+      code.let(thread.mul(i32(BYTES * words)).add(i32(BYTES * first)));
+    this.#block = place(THREADS_AT, THREAD_WORDS);
+    this.#desk = place(DESKS_AT, DESK_WORDS);
   }
 
-  program(): Uint8Array<ArrayBuffer> {
+  /** The program's bytes. */
+  static program(layout: TableLayout): Uint8Array<ArrayBuffer> {
     const module = new WasmModule();
-    module.func("prepare", ["i32", "i32"], null, (code, [start, end]) => {
-      this.#prepare(code, start, end);
+    module.func("prepare", ["i32", "i32", "i32"], null, (code, [thread, start, end]) => {
+      new Writer(layout, code, thread).#prepare(code, start, end);
     });
-    module.func("run", ["i32", "i32", "i32"], "i32", (code, [start, end, from]) => {
-      this.#run(code, start, end, from);
+    module.func("run", ["i32", "i32", "i32", "i32"], "i32", (code, [thread, start, end, from]) => {
+      new Writer(layout, code, thread).#run(code, start, end, from);
     });
     return module.encode();
   }
@@ -171,18 +182,22 @@ class Writer {
   #word(at: number): I32 {
     return load32(i32(0), BYTES * at);
   }
-  #setWord(code: Code, at: number, value: I32): void {
-    code.store32(i32(0), BYTES * at, value);
+  /** A word of this thread's block. */
+  #mine(at: number): I32 {
+    return load32(this.#block, BYTES * at);
+  }
+  #setMine(code: Code, at: number, value: I32): void {
+    code.store32(this.#block, BYTES * at, value);
   }
   #count(code: Code, counter: number, by = 1): void {
-    this.#setWord(code, this.#block + counter, this.#word(this.#block + counter).add(i32(by)));
+    this.#setMine(code, counter, this.#mine(counter).add(i32(by)));
   }
   /** Address of message `index`. */
   #message(index: I32): I32 {
-    return index.mul(i32(MXFS_LOCK_ENTRY_SIZE)).add(i32(BYTES * (this.#desk + DESK.MESSAGES)));
+    return this.#desk.add(index.mul(i32(MXFS_LOCK_ENTRY_SIZE))).add(i32(BYTES * DESK.MESSAGES));
   }
   #work(index: I32): I32 {
-    return index.mul(i32(BYTES * DESK_WORK_WORDS)).add(i32(BYTES * (this.#desk + DESK.WORK)));
+    return this.#desk.add(index.mul(i32(BYTES * DESK_WORK_WORDS))).add(i32(BYTES * DESK.WORK));
   }
   /** Address of a record. */
   #address(handle: I32): I32 {
@@ -306,7 +321,7 @@ class Writer {
         code.leave(stop, flags.and(i32(0xffff & ~(MXFS_LKF_NOQUEUE | MXFS_LKF_CONVERT))));
         this.#lockStripe(code, work, heldCount, stop);
         this.#leaveUnlessOurs(code, message, work, epoch, from, stop);
-        const command = code.let(load32(index.shl(i32(2)).add(i32(BYTES * (this.#desk + DESK.COMMANDS)))));
+        const command = code.let(load32(this.#desk.add(index.shl(i32(2))), BYTES * DESK.COMMANDS));
         const link = code.let(load32(work, BYTES * DESK_WORK.BUCKET));
         const resource = code.let(i32(0));
         this.#find(code, message, link, resource, stop);
@@ -347,14 +362,13 @@ class Writer {
   /** Takes the message's stripe lock if this thread has not got it. */
   #lockStripe(code: Code, work: I32, heldCount: Var<"i32">, stop: Label): void {
     const lock = code.let(load32(work, BYTES * DESK_WORK.STRIPE));
-    const held = BYTES * (this.#desk + DESK.HELD);
     code.block((ours) => {
       // Only this thread ever writes its own number.
-      code.leave(ours, load32(lock).and(i32(~WAITERS)).eq(i32(this.thread)));
+      code.leave(ours, load32(lock).and(i32(~WAITERS)).eq(this.thread));
       code.if(heldCount.eq(i32(DESK_HELD_MAX)), () => this.#unlockAll(code, heldCount));
       code.block((taken) => {
         const tryIt = (): void =>
-          code.leave(taken, atomicCompareExchange32(lock, i32(0), i32(this.thread)).isZero());
+          code.leave(taken, atomicCompareExchange32(lock, i32(0), this.thread).isZero());
         tryIt();
         this.#count(code, COUNTER.contended);
         const spins = code.let(i32(SPIN_COUNT));
@@ -365,19 +379,18 @@ class Writer {
         });
         code.leave(stop);
       });
-      code.store32(heldCount.shl(i32(2)), held, lock);
+      code.store32(this.#desk.add(heldCount.shl(i32(2))), BYTES * DESK.HELD, lock);
       code.set(heldCount, heldCount.add(i32(1)));
     });
   }
 
   #unlockAll(code: Code, heldCount: Var<"i32">): void {
-    const held = BYTES * (this.#desk + DESK.HELD);
     this.#forEach(code, i32(0), heldCount, (at) => {
-      const lock = code.let(load32(at.shl(i32(2)), held));
+      const lock = code.let(load32(this.#desk.add(at.shl(i32(2))), BYTES * DESK.HELD));
       const value = code.let(atomicExchange32(lock, i32(0)));
-      code.if(value.ne(i32(this.thread)), () => {
+      code.if(value.ne(this.thread), () => {
         code.if(
-          value.eq(i32(this.thread | WAITERS)),
+          value.eq(this.thread.or(i32(WAITERS))),
           () => code.run(atomicNotify(lock, i32(1))),
           // As table.ts: somebody else has been in here.
           () => code.atomicStore32(i32(0), BYTES * CTL.BROKEN, i32(1)),
@@ -395,7 +408,7 @@ class Writer {
     code.leave(stop, now.ne(epoch).or(load64(message, LOCK_ENTRY.epoch).ne(epoch)));
     code.leave(stop, load32(message, LOCK_ENTRY.node).ne(from));
     // A table that was forgotten meanwhile: the records at hand are void.
-    code.leave(stop, this.#word(CTL.AGE).ne(this.#word(this.#block + KEPT_AGE_AT)));
+    code.leave(stop, this.#word(CTL.AGE).ne(this.#mine(KEPT_AGE_AT)));
     const count = code.let(this.#word(CTL.VIEW_COUNT));
     code.if(count.ne(i32(1)), () => {
       const master = load32(
@@ -456,13 +469,13 @@ class Writer {
   #request(code: Code, message: I32, work: I32, resource: Var<"i32">, stop: Label): void {
     this.#leaveIfValued(code, message, stop);
     const mode = code.let(load8(message, LOCK_ENTRY.mode));
-    code.leave(stop, this.#word(this.#block + KEPT_COUNT_AT + KIND.LOCK).isZero());
-    const lock = code.let(this.#address(this.#word(this.#block + KEPT_HEAD_AT + KIND.LOCK)));
+    code.leave(stop, this.#mine(KEPT_COUNT_AT + KIND.LOCK).isZero());
+    const lock = code.let(this.#address(this.#mine(KEPT_HEAD_AT + KIND.LOCK)));
     code.if(
       resource.isZero(),
       () => {
-        code.leave(stop, this.#word(this.#block + KEPT_COUNT_AT + KIND.RESOURCE).isZero());
-        code.set(resource, this.#address(this.#word(this.#block + KEPT_HEAD_AT + KIND.RESOURCE)));
+        code.leave(stop, this.#mine(KEPT_COUNT_AT + KIND.RESOURCE).isZero());
+        code.set(resource, this.#address(this.#mine(KEPT_HEAD_AT + KIND.RESOURCE)));
         this.#take(code, KIND.RESOURCE, resource);
         this.#newResource(code, message, resource, load32(work, BYTES * DESK_WORK.BUCKET));
         this.#take(code, KIND.LOCK, lock);
@@ -614,20 +627,20 @@ class Writer {
   // ---- free records of this thread --------------------------------------------------------------------------
 
   #keptFull(kind: number): I32 {
-    return this.#word(this.#block + KEPT_COUNT_AT + kind).ge(i32(2 * this.layout.batchCount));
+    return this.#mine(KEPT_COUNT_AT + kind).ge(i32(2 * this.layout.batchCount));
   }
 
   /** The first free record, whose address is known, is in use from now on. */
   #take(code: Code, kind: number, record: I32): void {
-    this.#setWord(code, this.#block + KEPT_HEAD_AT + kind, load32(record));
+    this.#setMine(code, KEPT_HEAD_AT + kind, load32(record));
     this.#count(code, KEPT_COUNT_AT + kind, -1);
     this.#count(code, USED_AT + kind);
   }
 
   #give(code: Code, kind: number, record: I32, generation: number): void {
     this.#addTo16(code, record, generation, 1);
-    code.store32(record, 0, this.#word(this.#block + KEPT_HEAD_AT + kind));
-    this.#setWord(code, this.#block + KEPT_HEAD_AT + kind, this.#handle(record));
+    code.store32(record, 0, this.#mine(KEPT_HEAD_AT + kind));
+    this.#setMine(code, KEPT_HEAD_AT + kind, this.#handle(record));
     this.#count(code, KEPT_COUNT_AT + kind);
     this.#count(code, USED_AT + kind, -1);
   }
@@ -645,7 +658,21 @@ class Writer {
   }
 }
 
-/** Makes the short path of one attached thread. */
-export function lockProgram(memory: SharedMemory, layout: TableLayout, thread: number): LockProgram {
-  return runOn(memory, new Writer(layout, thread).program()) as LockProgram;
+/**
+ * Makes the short path run in this thread. The first one in a table leaves the program's bytes there for the others,
+ * since writing it takes a hundred times as long as having it compiled a second time.
+ * @throws RangeError when the program is larger than its place: a mistake in here.
+ */
+export function lockProgram(memory: SharedMemory, layout: TableLayout): LockProgram {
+  const words = new Int32Array(memory.buffer);
+  const place = new Uint8Array(memory.buffer, BYTES * PROGRAM_AT, BYTES * PROGRAM_WORDS);
+  if (Atomics.load(words, CTL.PROGRAM_BYTES) === 0) {
+    const bytes = Writer.program(layout);
+    // Two threads at once write the same.
+    place.set(bytes);
+    Atomics.store(words, CTL.PROGRAM_BYTES, bytes.length);
+  }
+  const bytes = new Uint8Array(Atomics.load(words, CTL.PROGRAM_BYTES));
+  bytes.set(place.subarray(0, bytes.length));
+  return runOn(memory, bytes) as LockProgram;
 }

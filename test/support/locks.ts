@@ -67,7 +67,8 @@ export class Desk {
     readonly self = 1,
     capacity = CAPACITY,
   ) {
-    this.engine = LockEngine.create(self, capacity);
+    // The model is held against the short path too.
+    this.engine = LockEngine.create(self, capacity, { shortPathAfter: 0 });
     this.engine.freezeAndClear(1n, nodes);
     this.engine.resume(1n, this.out);
   }

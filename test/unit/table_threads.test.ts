@@ -301,7 +301,9 @@ function flawsOf(told: readonly Told[]): string[] {
 
 /** Asks for a batch of locks without queueing, converts some, gives them up. Every other thread goes the long way. */
 function history(job: Job): History {
-  const engine = LockEngine.attach(job.table, { shortPath: job.seed % 2 === 0 });
+  const engine = LockEngine.attach(job.table, {
+    shortPathAfter: job.seed % 2 === 0 ? 0 : Number.POSITIVE_INFINITY,
+  });
   const clock = new Int32Array(job.shared);
   const random = new Random(job.seed);
   const out = new Outbox();

@@ -166,7 +166,9 @@ interface Side {
 }
 
 function side(shape: Shape, shortPath: boolean): Side {
-  const engine = LockEngine.create(1, shape.capacity, { shortPath });
+  const engine = LockEngine.create(1, shape.capacity, {
+    shortPathAfter: shortPath ? 0 : Number.POSITIVE_INFINITY,
+  });
   return { engine, out: new Outbox(), tally: new Uint32Array(8) };
 }
 
@@ -300,7 +302,7 @@ test("both paths come to the same outcomes and the same table on random historie
 });
 
 function serving(): { engine: LockEngine; out: Outbox } {
-  const engine = LockEngine.create(1, { resourceCountMax: 4096, lockCountMax: 4096 });
+  const engine = LockEngine.create(1, { resourceCountMax: 4096, lockCountMax: 4096 }, { shortPathAfter: 0 });
   const out = new Outbox();
   engine.freezeAndClear(1n, [1]);
   engine.resume(1n, out);
@@ -322,6 +324,21 @@ test("what is simple does go the short way: request, conversion up and down, rel
     assert.is(engine.submitEntry(command, { ...entry, ...fields }, 1, out), RESULT.DECIDED);
   }
   assert.is(engine.counters.short - before, 4);
+});
+
+test("the short path is taken once there is something to do", () => {
+  const engine = LockEngine.create(1, { resourceCountMax: 4096, lockCountMax: 4096 });
+  const out = new Outbox();
+  engine.freezeAndClear(1n, [1]);
+  engine.resume(1n, out);
+  const short: number[] = [];
+  for (let ino = 1n; ino <= 300n; ino++) {
+    engine.submitEntry(COMMAND.REQUEST, entryOf({ ino, lockId: ino, mode: 3 }), 1, out);
+    short.push(engine.counters.short);
+  }
+  assert.is(short[255], 0);
+  assert.ok((short[299] ?? 0) > 40);
+  assert.is(engine.table.locksUsed, 300);
 });
 
 test("a stripe that another thread holds is waited for, not worked on", () => {

@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * A stand-in for "kernel to daemon and back": two processes and a datagram socketpair, one 64-byte entry each way, so two
- * wake-ups. It is not netlink: what netlink itself costs is in neither figure.
+ * A stand-in for "kernel to daemon and back": two processes, one 64-byte entry each way, so two wake-ups.
  *
- *   roundtrip COUNT PROGRAM [ARGS...]   starts PROGRAM with the socket as file descriptor 3, and prints the median
- *                                       round trip, microseconds
- *   roundtrip echo                      the daemon's loop in C: receive, answer
+ *   roundtrip netlink|pair COUNT PROGRAM [ARGS...]
+ *       starts PROGRAM with its end as file descriptor 3, and prints the median round trip, microseconds.
+ *       netlink: two NETLINK_USERSOCK sockets that talk to each other, so all that netlink costs but the kernel as the
+ *       other side; pair: a datagram socketpair.
+ *   roundtrip echo
+ *       the daemon's loop in C: receive, answer
+ *
+ * Weakness: the other side is a process, where the real one is the kernel on behalf of a process.
  */
+#include <linux/netlink.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,6 +37,28 @@ static int by_size(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
+/* Two netlink sockets, each connected to the other. */
+static int netlink_pair(int pair[2])
+{
+	struct sockaddr_nl address[2];
+
+	for (int i = 0; i < 2; i++) {
+		socklen_t length = sizeof(address[i]);
+
+		memset(&address[i], 0, sizeof(address[i]));
+		address[i].nl_family = AF_NETLINK;
+		pair[i] = socket(AF_NETLINK, SOCK_RAW, NETLINK_USERSOCK);
+		/* The port id is the kernel's choice. */
+		if (pair[i] < 0 || bind(pair[i], (struct sockaddr *)&address[i], sizeof(address[i])) < 0 ||
+		    getsockname(pair[i], (struct sockaddr *)&address[i], &length) < 0)
+			return -1;
+	}
+	for (int i = 0; i < 2; i++)
+		if (connect(pair[i], (struct sockaddr *)&address[1 - i], sizeof(address[0])) < 0)
+			return -1;
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	struct mxfs_lock_entry entry;
@@ -43,9 +70,15 @@ int main(int argc, char **argv)
 				return 1;
 		return 0;
 	}
-	if (argc < 3 || socketpair(AF_UNIX, SOCK_DGRAM, 0, pair) < 0)
+	if (argc < 4)
 		return 2;
-	const size_t count = strtoul(argv[1], NULL, 10);
+	const int netlink = strcmp(argv[1], "netlink") == 0;
+
+	if ((netlink ? netlink_pair(pair) : socketpair(AF_UNIX, SOCK_DGRAM, 0, pair)) < 0) {
+		perror("roundtrip: sockets");
+		return 1;
+	}
+	const size_t count = strtoul(argv[2], NULL, 10);
 	double *took = malloc((count + 1) * sizeof(*took));
 
 	if (took == NULL)
@@ -54,7 +87,7 @@ int main(int argc, char **argv)
 
 	if (child == 0) {
 		dup2(pair[1], 3);
-		execvp(argv[2], argv + 2);
+		execvp(argv[3], argv + 3);
 		_exit(127);
 	}
 	/* Warm first. */

@@ -54,6 +54,8 @@ suite.proves(
     await refused(1, "port=many", /port/);
     await refused(1, "fence=perhaps", /fence/);
     await refused(1, "lease=20000,node_timeout=15000", /lease/);
+    await refused(1, "profile=slow", /profile/);
+    await refused(1, "profile=fast,lease=4000", /lease/);
     await noDaemonIsLeft(1);
   },
   { expected: REFUSAL },

@@ -12,11 +12,11 @@ test("a record is one line, whatever is in it", () => {
     level: "warn",
     part: "peer",
     text: "bad\nname \u001b[31m",
-    fields: { node: 7, path: "a b", big: 12345678901234567890n },
+    fields: { node: 7, ms: 15005.505831999995, path: "a b", big: 12345678901234567890n },
   });
   assert.is(
     line,
-    '1970-01-01T00:00:00.000Z warn peer: bad\\nname \\u001b[31m node=7 path="a b" big=12345678901234567890',
+    '1970-01-01T00:00:00.000Z warn peer: bad\\nname \\u001b[31m node=7 ms=15005.5 path="a b" big=12345678901234567890',
   );
 });
 

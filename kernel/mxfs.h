@@ -404,7 +404,7 @@ void mxfs_cache_exit(void);
 struct mxfs_options {
 	char *device, *iface, *multicast, *broadcast, *peers, *config;
 	unsigned int port, fence, heartbeat_ms, renew_ms, lease_ms, node_timeout_ms, lock_wait_ms, bast_ms, startup_ms;
-	unsigned int lock_records, profile;
+	unsigned int drain_ms, lock_records, profile;
 };
 
 struct mxfs_sb_info {

@@ -67,7 +67,8 @@ enum { MXFS_PROFILE_DEFAULT = 1, MXFS_PROFILE_FAST };
 
 enum {
 	Opt_source, Opt_iface, Opt_port, Opt_multicast, Opt_broadcast, Opt_peer, Opt_fence, Opt_config, Opt_heartbeat,
-	Opt_renew, Opt_lease, Opt_node_timeout, Opt_lock_wait, Opt_bast, Opt_startup, Opt_lock_records, Opt_profile,
+	Opt_renew, Opt_lease, Opt_node_timeout, Opt_lock_wait, Opt_bast, Opt_startup, Opt_drain, Opt_lock_records,
+	Opt_profile,
 };
 
 static const struct fs_parameter_spec mxfs_parameters[] = {
@@ -86,6 +87,7 @@ static const struct fs_parameter_spec mxfs_parameters[] = {
 	fsparam_string("lock_wait", Opt_lock_wait),
 	fsparam_string("bast", Opt_bast),
 	fsparam_string("startup", Opt_startup),
+	fsparam_string("drain", Opt_drain),
 	fsparam_string("lock_records", Opt_lock_records),
 	fsparam_string("profile", Opt_profile),
 	{}
@@ -114,6 +116,7 @@ static const struct mxfs_number mxfs_numbers[] = {
 		    MXFS_LOCK_WAIT_MS_DEFAULT),
 	MXFS_NUMBER(Opt_bast, "bast", " ms", "--bast-ms", bast_ms, 100, 3600000, MXFS_BAST_MS_DEFAULT),
 	MXFS_NUMBER(Opt_startup, "startup", " ms", "--startup-ms", startup_ms, 1000, 3600000, MXFS_STARTUP_MS_DEFAULT),
+	MXFS_NUMBER(Opt_drain, "drain", " ms", "--drain-ms", drain_ms, 100, 600000, MXFS_DRAIN_MS_DEFAULT),
 	MXFS_NUMBER(Opt_lock_records, "lock_records", "", "--lock-records", lock_records, 1024, 16777216,
 		    MXFS_DISK_LOCK_RECORD_COUNT_DEFAULT),
 };
@@ -229,7 +232,7 @@ static int mxfs_parse_param(struct fs_context *fc, struct fs_parameter *param)
 		else if (!strcmp(param->string, "none"))
 			opt->fence = MXFS_FENCE_NONE;
 		else if (!strcmp(param->string, "lease"))
-			return invalf(fc, "mxfs: fence=lease is not supported in this version: use fence=scsi, on a disk with SCSI-3 persistent reservations");
+			return invalf(fc, "mxfs: fence=lease is not supported: without reservations nothing at the disk stops a node that hangs and wakes up; use fence=scsi, on a disk that has them");
 		else
 			return invalf(fc, "mxfs: fence=%s: expected scsi (default), or none (tests only)", param->string);
 		return 0;

@@ -29,6 +29,7 @@
 #define MXFS_LOCK_WAIT_MS_DEFAULT 30000
 #define MXFS_BAST_MS_DEFAULT 10000
 #define MXFS_STARTUP_MS_DEFAULT 60000
+#define MXFS_DRAIN_MS_DEFAULT 2000
 
 /* The same with profile=fast: for hosts that are never kept waiting for a second by their network or disk. */
 #define MXFS_HEARTBEAT_MS_FAST 500

@@ -42,7 +42,7 @@ const setup: WorkerSetup = {
       port: 0,
       hostName: "perf",
     },
-    timings: { heartbeatMs: 2000, renewMs: 2000, leaseMs: 5000, nodeTimeoutMs: 15_000, startupMs: 60_000 },
+    timings: { heartbeatMs: 2000, renewMs: 2000, leaseMs: 5000, nodeTimeoutMs: 15_000, startupMs: 60_000, drainMs: 2000 },
     fence: "none",
     rejoin: null,
     lockRecordCount: 1024,

@@ -6,6 +6,7 @@
  * Known weakness: all nodes must use the same timings; nothing on disk says which they are.
  */
 import {
+  MXFS_DRAIN_MS_DEFAULT,
   MXFS_HEARTBEAT_MS_DEFAULT,
   MXFS_LEASE_MS_DEFAULT,
   MXFS_LEASE_RENEW_MS_DEFAULT,
@@ -20,6 +21,8 @@ export interface Timings {
   readonly leaseMs: number;
   readonly nodeTimeoutMs: number;
   readonly startupMs: number;
+  /** How long writes that a fenced node has queued at the target may still land, where they cannot be aborted. */
+  readonly drainMs: number;
 }
 
 export const TIMINGS_DEFAULT: Timings = {
@@ -28,6 +31,7 @@ export const TIMINGS_DEFAULT: Timings = {
   leaseMs: MXFS_LEASE_MS_DEFAULT,
   nodeTimeoutMs: MXFS_NODE_TIMEOUT_MS_DEFAULT,
   startupMs: MXFS_STARTUP_MS_DEFAULT,
+  drainMs: MXFS_DRAIN_MS_DEFAULT,
 };
 
 export interface ClusterConfig {

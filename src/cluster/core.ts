@@ -15,6 +15,7 @@ import { Role } from "../wire/abi.js";
 import type { ClusterMessage, ClusterMessageOf, MemberInfo } from "../wire/messages.js";
 import { type ClusterConfig, checkTimings } from "./config.js";
 import { fenceSelf } from "./eviction.js";
+import { ReservationGuard } from "./guard.js";
 import { HandOver, HandOverRefused } from "./handover.js";
 import { ERRNO, LeaseKeeper } from "./lease.js";
 import { Coordinator } from "./membership.js";
@@ -41,6 +42,7 @@ export class ClusterCore implements ClusterEvents {
   readonly #handOver: HandOver;
   readonly #takeover: Takeover;
   readonly #startup: Startup;
+  readonly #guard: ReservationGuard;
   #steppingDown = false;
   #holderDead = false;
   #coordinatorDone: Promise<void> | null = null;
@@ -65,6 +67,7 @@ export class ClusterCore implements ClusterEvents {
       holderDead: (holder, silentMs) =>
         this.holderDead(holder.node, `no heartbeat for ${Math.round(silentMs)} ms`),
     });
+    this.#guard = new ReservationGuard(state, this.#lease);
     this.#participant = new Participant(state, this.#lease);
     this.#coordinator = new Coordinator(state, this.#lease, this.#participant);
     this.#handOver = new HandOver(state, this.#lease, this.#participant, this.#coordinator, () =>
@@ -368,6 +371,7 @@ export class ClusterCore implements ClusterEvents {
   heartbeatsRead(records: readonly (HeartbeatRecord | null)[], atMs: number): void {
     if (this.#state.halted) return;
     this.#lease.heartbeatsRead(records, atMs);
+    void this.flow("reservation guard", () => this.#guard.look());
     this.#state.poke();
   }
 

@@ -2,14 +2,16 @@
 /**
  * Fencing: keeping another node from writing, and finding out that we are kept from it ourselves.
  *
- * Fence = PREEMPT AND ABORT; where the target lacks it PREEMPT (the victim's queued writes may then still land, which
- * is logged). A key that is gone already is as good as fenced. If in the course of it our own key turns out to be
- * gone, or the target refuses a write, we are the fenced one: final for this mount.
+ * Fence = PREEMPT AND ABORT; where the target lacks it PREEMPT, and then, since writes that the victim has queued at the
+ * target may still land: LUN RESET where it surely reaches the target, otherwise a drain time (`drain`), which
+ * whoever passes on what the victim held waits for with waitForDrain(): a takeover and a start before they mount the
+ * XFS, an eviction before the header and the locks. A key that is gone already is as good as fenced. If in the course
+ * of it our own key turns out to be gone, or the target refuses a write, we are the fenced one: final for this mount.
  *
- * Known weakness: with plain PREEMPT nothing waits for the victim's queued writes; the lease wait that precedes every
- * eviction (lease + 10 %) is what drains them in practice.
+ * Known weakness: the drain time is a guess. A target that holds an accepted write back for longer needs a longer one.
  */
 import { hexKey } from "../disk/reservation.js";
+import type { PrPort } from "./ports.js";
 import { type ClusterState, Halted } from "./state.js";
 
 export type FenceOutcome = "fenced" | "was-gone" | "failed";
@@ -35,8 +37,48 @@ export function fenceSelfAndHalt(state: ClusterState, why: string): never {
   throw new Halted();
 }
 
+/** Whether the victim may have writes queued at the target: not when it has just unmounted in good order. */
+export type VictimQueue = "may-have-writes" | "is-empty";
+
+/** The victim's queued writes were not aborted by PREEMPT: abort them, or note how long they may still land. */
+async function drainQueue(state: ClusterState, pr: PrPort, victim: bigint): Promise<void> {
+  const reset = await pr.resetUnit();
+  state.alive();
+  if (reset.kind === "ok") {
+    state.log(
+      "info",
+      "target lacks PREEMPT AND ABORT: a LUN RESET has aborted what the fenced node had queued",
+      {
+        victim: hexKey(victim),
+      },
+    );
+    return;
+  }
+  const { drainMs } = state.timings;
+  state.drainedAt = Math.max(state.drainedAt, state.now() + drainMs);
+  const why = reset.kind === "error" ? reset.message : "a LUN RESET does not surely reach the target";
+  state.log(
+    "warn",
+    "target lacks PREEMPT AND ABORT: writes the fenced node has queued may still land for a while",
+    { victim: hexKey(victim), drainMs, why },
+  );
+}
+
+/** Before anything that a fenced node held is passed on. */
+export async function waitForDrain(state: ClusterState): Promise<void> {
+  const ms = state.drainedAt - state.now();
+  if (ms <= 0) return;
+  state.log("info", "waiting for the drain time of fenced nodes", { ms });
+  await state.pause(ms);
+}
+
 /** Removes `victim`'s registration at the target. Our own loss of it ends in fenceSelf() and Halted. */
-export async function fenceKey(state: ClusterState, victim: bigint, why: string): Promise<FenceOutcome> {
+export async function fenceKey(
+  state: ClusterState,
+  victim: bigint,
+  why: string,
+  queue: VictimQueue = "may-have-writes",
+): Promise<FenceOutcome> {
   const { pr } = state.ports;
   if (pr === null) {
     state.log("warn", "fence=none: nothing keeps this node from writing", { victim: hexKey(victim), why });
@@ -51,11 +93,7 @@ export async function fenceKey(state: ClusterState, victim: bigint, why: string)
     command = "PREEMPT";
     outcome = await pr.preempt(state.key, victim);
     state.alive();
-    if (outcome.kind === "ok") {
-      state.log("warn", "target lacks PREEMPT AND ABORT: writes the fenced node has queued may still land", {
-        victim: hexKey(victim),
-      });
-    }
+    if (outcome.kind === "ok" && queue === "may-have-writes") await drainQueue(state, pr, victim);
   }
   if (outcome.kind === "ok") {
     const ms = state.now() - started_at;
@@ -82,10 +120,15 @@ export async function fenceKey(state: ClusterState, victim: bigint, why: string)
 }
 
 /** fenceKey() until it has worked; a target that refuses for a whole node timeout fences us instead. */
-export async function fenceForSure(state: ClusterState, victim: bigint, why: string): Promise<void> {
+export async function fenceForSure(
+  state: ClusterState,
+  victim: bigint,
+  why: string,
+  queue: VictimQueue = "may-have-writes",
+): Promise<void> {
   const deadline = state.now() + state.timings.nodeTimeoutMs;
   for (;;) {
-    if ((await fenceKey(state, victim, why)) !== "failed") return;
+    if ((await fenceKey(state, victim, why, queue)) !== "failed") return;
     if (state.now() >= deadline) {
       fenceSelfAndHalt(
         state,

@@ -265,7 +265,7 @@ export class HandOver {
     this.takingOver = true;
     try {
       const started_at = state.now();
-      await fenceForSure(state, message.oldKey, "it hands over");
+      await fenceForSure(state, message.oldKey, "it hands over", "is-empty");
       await this.checkReservationIsOurs();
       state.raiseEpoch(message.epoch);
       const mounted = await state.ports.kernel.roleChange(Role.HOLDER, state.self, state.highestEpoch);

@@ -18,7 +18,7 @@ import type { DiskHeader, HeaderMember } from "../disk/lockstate.js";
 import { chunkCount, HEADER_MEMBER_STATE } from "../disk/lockstate.js";
 import { MXFS_DISK_LOCK_CHUNK_COUNT_MAX, MXFS_NODE_COUNT_MAX, NodeState, Role } from "../wire/abi.js";
 import type { ClusterMessageOf, MemberInfo } from "../wire/messages.js";
-import { fenceForSure, fenceSelfAndHalt } from "./eviction.js";
+import { fenceForSure, fenceSelfAndHalt, waitForDrain } from "./eviction.js";
 import { JournalSlots } from "./journal.js";
 import { ERRNO, type LeaseKeeper, worseConnected } from "./lease.js";
 import type { Participant } from "./participant.js";
@@ -307,6 +307,7 @@ export class Coordinator {
       const key = prKey(eviction.member.node, eviction.member.incarnation);
       await fenceForSure(state, key, eviction.reason);
     }
+    if (plan.evicted.length > 0) await waitForDrain(state);
     step("fence");
     if (this.isVoid(plan)) return false;
     await this.writeHeader(plan);

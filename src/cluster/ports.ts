@@ -38,12 +38,13 @@ export type PrOutcome =
   /** RESERVATION CONFLICT: the target refused. Nothing has changed. */
   | { readonly kind: "conflict" }
   /** The target lacks the service action; nothing has changed. */
-  | { readonly kind: "unsupported" }
+  | { readonly kind: "unsupported"; readonly message: string }
   /** Anything else, after the port's own retries; nobody knows whether it was done. */
   | { readonly kind: "error"; readonly message: string };
 
 export type PrKeysOutcome =
-  | { readonly kind: "ok"; readonly keys: readonly bigint[] }
+  /** generation: PRGENERATION; it falls only when the target has forgotten everything (restarted). */
+  | { readonly kind: "ok"; readonly keys: readonly bigint[]; readonly generation: number }
   | { readonly kind: "error"; readonly message: string };
 
 export type PrReservationOutcome =
@@ -51,15 +52,31 @@ export type PrReservationOutcome =
   | { readonly kind: "held"; readonly key: bigint; readonly type: number }
   | { readonly kind: "error"; readonly message: string };
 
+export type PrProbeOutcome =
+  /** `way`: how reservations are made on this device, for the log. */
+  | { readonly kind: "ok"; readonly way: string }
+  /** The device cannot be fenced: the mount fails with this message. */
+  | { readonly kind: "refused"; readonly message: string }
+  | { readonly kind: "error"; readonly message: string };
+
 /** Persistent reservations, type 5. All commands act with this node's own key. Absent with fence=none. */
 export interface PrPort {
+  /** Finds out how, and whether, reservations work on this device. Before all else. */
+  probe(): Promise<PrProbeOutcome>;
   /** REGISTER AND IGNORE EXISTING KEY on all paths. */
   register(key: bigint): Promise<PrOutcome>;
+  /** REGISTER on paths that have no key, for a target that has forgotten ours; conflict where there is another key. */
+  registerAgain(key: bigint): Promise<PrOutcome>;
   readKeys(): Promise<PrKeysOutcome>;
   readReservation(): Promise<PrReservationOutcome>;
   reserve(key: bigint): Promise<PrOutcome>;
   preempt(key: bigint, victim: bigint): Promise<PrOutcome>;
   preemptAndAbort(key: bigint, victim: bigint): Promise<PrOutcome>;
+  /**
+   * LOGICAL UNIT RESET: every command queued at the target is aborted, reservations stay. unsupported: it does not
+   * surely reach the target from here (a hypervisor may answer in its place).
+   */
+  resetUnit(): Promise<PrOutcome>;
   release(key: bigint): Promise<PrOutcome>;
   /** REGISTER with 0, on all paths. */
   unregister(key: bigint): Promise<PrOutcome>;
@@ -137,6 +154,11 @@ export interface DiskPort {
   readonly volumeUuid: string;
   /** Reads the raw XFS; retries reads that caught the holder in the middle of a write, a bounded number of times. */
   locateLockstate(): Promise<LocateOutcome>;
+  /**
+   * Another mxfs volume that is in use on the same LUN (another partition of it), as a text for people; null: none.
+   * A reservation covers the LUN, so the two would fence each other.
+   */
+  otherVolumeOnLun(): Promise<string | null>;
   /** All of these after locateLockstate() found it, at the place it found. */
   readHeader(location: LockstateLocation): Promise<HeaderOutcome>;
   /** Writes the copy that header.sequence says (headerOffset()). Durable when it resolves. */

@@ -16,10 +16,10 @@
 import type { DiskHeader, HeaderMember } from "../disk/lockstate.js";
 import { headerMismatch } from "../disk/lockstate.js";
 import { type HeartbeatRecord, JOURNAL_STATE } from "../disk/record.js";
-import { hexKey } from "../disk/reservation.js";
+import { hexKey, MXFS_PR_TYPE } from "../disk/reservation.js";
 import { MXFS_DISK_CLUSTER_KEY_SIZE, MXFS_WIRE_VERSION, NodeState, Role } from "../wire/abi.js";
 import type { ClusterMessageOf, MemberInfo } from "../wire/messages.js";
-import { fenceKey } from "./eviction.js";
+import { fenceKey, waitForDrain } from "./eviction.js";
 import { ERRNO, type LeaseKeeper } from "./lease.js";
 import type { Coordinator } from "./membership.js";
 import type { Participant } from "./participant.js";
@@ -75,6 +75,7 @@ export class Startup {
     const { state } = this;
     const started_at = state.now();
     this.#deadline = started_at + state.timings.startupMs;
+    if (state.ports.pr !== null) await this.probe(state.ports.pr);
     if (state.config.rejoin !== null) await this.rejoin(state.config.rejoin);
     else await this.elect();
     const leased = await state.until(
@@ -91,6 +92,24 @@ export class Startup {
       epoch: view.epoch,
       ms: state.now() - started_at,
     });
+  }
+
+  /** How reservations are made on this device. A rejoining daemon knows that they are: it waits for the answer. */
+  private async probe(pr: PrPort): Promise<void> {
+    const { state } = this;
+    for (;;) {
+      const found = await pr.probe();
+      state.alive();
+      if (found.kind === "ok") {
+        state.log("info", "reservations", { way: found.way });
+        return;
+      }
+      if (found.kind === "refused") throw new StartupFailed(ERRNO.EPROTO, found.message);
+      state.log("warn", "start-up waits", { why: found.message });
+      this.checkAborted();
+      if (state.now() >= this.#deadline) throw new StartupFailed(ERRNO.ETIMEDOUT, found.message);
+      await state.pause(state.timings.heartbeatMs, () => this.aborted());
+    }
   }
 
   // ---- events -----------------------------------------------------------------------------------------------
@@ -149,6 +168,17 @@ export class Startup {
   private async tryOnce(pr: PrPort): Promise<TryOutcome> {
     const { state } = this;
 
+    // 0. The reservation covers the whole LUN: two volumes on it would fence each other.
+    const neighbour = state.admitted ? null : await state.ports.disk.otherVolumeOnLun();
+    state.alive();
+    if (neighbour !== null) {
+      throw new StartupFailed(
+        ERRNO.EBUSY,
+        `another mxfs volume is in use on the same LUN: ${neighbour}. A reservation covers the whole LUN, so there is ` +
+          "one mxfs volume per LUN: unmount that one on all nodes, or give this one a LUN of its own",
+      );
+    }
+
     // 1. Our key. What our node has left there from earlier is dead by our being here, unless it is a twin.
     const before = await pr.readKeys();
     state.alive();
@@ -162,8 +192,8 @@ export class Startup {
       if (registered.kind === "unsupported") {
         throw new StartupFailed(
           ERRNO.EPROTO,
-          "the device has no SCSI-3 persistent reservations (REGISTER AND IGNORE EXISTING KEY is refused); " +
-            "MXFS needs them to keep failed nodes from writing",
+          `the device refuses to register a key (${registered.message}); ` +
+            "MXFS needs persistent reservations to keep failed nodes from writing",
         );
       }
       if (registered.kind !== "ok") return { again: `REGISTER fails: ${describe(registered)}` };
@@ -171,6 +201,13 @@ export class Startup {
     const reservation = await pr.readReservation();
     state.alive();
     if (reservation.kind === "error") return { again: `READ RESERVATION fails: ${reservation.message}` };
+    if (reservation.kind === "held" && reservation.type !== MXFS_PR_TYPE) {
+      throw new StartupFailed(
+        ERRNO.EBUSY,
+        `the LUN is reserved by other software: key ${hexKey(reservation.key)}, reservation type ${reservation.type} ` +
+          `(MXFS makes type ${MXFS_PR_TYPE}); see sg_persist --in --read-reservation, and end that use first`,
+      );
+    }
     const held_by = reservation.kind === "held" ? reservation.key : null;
     for (const key of new Set(before.keys)) {
       if (keyNode(key) !== state.self || key === state.key || key === held_by) continue;
@@ -179,11 +216,15 @@ export class Startup {
 
     // 2. Nobody has it: the target decides who is first.
     if (held_by === null) {
+      const living = await this.livingView();
+      if (living !== null) {
+        const why = `the target has lost the reservation while node ${hexNode(living.node)} is mounted: its holder is to take it again`;
+        return { again: why };
+      }
       const reserved = await pr.reserve(state.key);
       state.alive();
       if (reserved.kind === "conflict") return "at-once";
       if (reserved.kind !== "ok") return { again: `RESERVE fails: ${describe(reserved)}` };
-      await this.refuseOrphanedView(pr);
       return this.becomeHolder();
     }
     const header = await this.readHeader();
@@ -263,29 +304,22 @@ export class Startup {
   }
 
   /**
-   * We reserved, so nobody held it. If the header all the same names members whose heartbeats move, the target has
-   * lost its reservation under a living cluster, where an XFS may be mounted: hands off.
+   * Nobody has the reservation. If the header all the same names members whose heartbeats move, the target has lost it
+   * under a living cluster, where an XFS is mounted: hands off. Null: nobody of the last view lives.
    */
-  private async refuseOrphanedView(pr: PrPort): Promise<void> {
+  private async livingView(): Promise<HeaderMember | null> {
     const { state } = this;
     const header = await this.readHeader();
-    if (typeof header === "string") return;
+    if (typeof header === "string") return null;
     const others = activeMembers(header).filter((member) => member.node !== state.self);
-    if (others.length === 0) return;
+    if (others.length === 0) return null;
     const until = state.now() + TWIN_PERIODS * state.timings.heartbeatMs;
-    while (state.now() < until) {
+    this.#watch.reset();
+    for (;;) {
       await this.readHeartbeats();
       const living = others.find((member) => this.#watch.moved(member.node, member.incarnation));
-      if (living !== undefined) {
-        const released = await pr.release(state.key);
-        state.alive();
-        if (released.kind !== "ok") state.log("error", "RELEASE fails", { outcome: describe(released) });
-        throw new StartupFailed(
-          ERRNO.EBUSY,
-          `the target has lost the reservation while node ${hexNode(living.node)} is mounted; ` +
-            "unmount MXFS on all nodes, then mount again",
-        );
-      }
+      if (living !== undefined) return living;
+      if (state.now() >= until) return null;
       await state.pause(state.timings.heartbeatMs / 2);
     }
   }
@@ -513,6 +547,7 @@ export class Startup {
         }
       }
     }
+    await waitForDrain(state);
     if (state.role !== Role.NONE) await this.changeRole(Role.NONE, 0);
     await this.markRecovery();
     await this.changeRole(Role.HOLDER, state.self);

@@ -95,6 +95,8 @@ export class ClusterState {
   /** Time of the last own heartbeat write reported; -1 before the first. */
   heartbeatWrittenAt = -1;
   heartbeats: readonly (HeartbeatRecord | null)[] = [];
+  /** Until then writes of nodes we have fenced may still land. */
+  drainedAt = 0;
 
   readonly #waiters = new Set<Waiter>();
 

@@ -28,7 +28,7 @@ import { JOURNAL_STATE } from "../disk/record.js";
 import { hexKey } from "../disk/reservation.js";
 import { MXFS_DISK_CLUSTER_KEY_SIZE, MXFS_DISK_LOCK_CHUNK_COUNT_MAX, NodeState, Role } from "../wire/abi.js";
 import type { MemberInfo } from "../wire/messages.js";
-import { fenceForSure, fenceKey, fenceSelfAndHalt } from "./eviction.js";
+import { type FenceOutcome, fenceForSure, fenceKey, fenceSelfAndHalt, waitForDrain } from "./eviction.js";
 import type { LeaseKeeper } from "./lease.js";
 import type { Coordinator } from "./membership.js";
 import type { Participant } from "./participant.js";
@@ -42,8 +42,9 @@ interface Survivor extends MemberInfo {
 
 /** What the disk says about who leads. */
 interface Standing {
-  /** The key with the reservation. */
+  /** The key with the reservation; when nobody has it (the target has lost it), that of the header's holder. */
   readonly owner: bigint;
+  readonly vacant: boolean;
   readonly header: DiskHeader;
   /** ACTIVE members in order of rank. */
   readonly members: readonly Survivor[];
@@ -58,8 +59,6 @@ interface Begun {
 export class Takeover {
   /** The reservation is ours and the XFS is being mounted. */
   underWay = false;
-  /** Since when nobody has had the reservation. */
-  #lostSince: number | null = null;
 
   constructor(
     readonly state: ClusterState,
@@ -90,9 +89,9 @@ export class Takeover {
           await this.pause();
           continue;
         }
-        const { owner, members } = standing;
+        const { owner, vacant, members } = standing;
         const begun = { decidedAt: decided_at, silentMs: silent_ms };
-        if (owner === state.key) return await this.takeOver(standing, why, begun);
+        if (owner === state.key && !vacant) return await this.takeOver(standing, why, begun);
         if (!this.isDead(owner, members)) {
           // A restarted daemon follows by itself.
           if (view === null || keyNode(owner) === (state.next ?? view).holder) return "over";
@@ -112,7 +111,7 @@ export class Takeover {
         }
         if (state.ports.pr === null) return await this.takeOver(standing, why, begun);
         if (state.mistakes.has("mount-before-preempt")) return await this.takeOver(standing, why, begun);
-        const outcome = await fenceKey(state, owner, why);
+        const outcome = vacant ? await this.reserve() : await fenceKey(state, owner, why);
         if (outcome === "fenced") return await this.takeOver(standing, why, begun);
         if (outcome === "failed") await this.pause();
       }
@@ -120,6 +119,21 @@ export class Takeover {
       state.contested = false;
       state.poke();
     }
+  }
+
+  /**
+   * The target has lost the reservation of a dead holder (it was restarted, or a stranger took it and left): RESERVE lets
+   * one survivor win, as PREEMPT does. The dead one's key, if it is there, goes with all that are not of the view.
+   */
+  private async reserve(): Promise<FenceOutcome> {
+    const { state } = this;
+    if (state.ports.pr === null) throw new Error("a reservation without a reservation port");
+    const reserved = await state.ports.pr.reserve(state.key);
+    state.alive();
+    if (reserved.kind === "ok") return "fenced";
+    if (reserved.kind === "conflict") return "was-gone";
+    this.unclear(`RESERVE fails: ${reserved.kind === "error" ? reserved.message : reserved.kind}`);
+    return "failed";
   }
 
   private async pause(): Promise<void> {
@@ -153,6 +167,7 @@ export class Takeover {
     const { state } = this;
     const { pr, disk } = state.ports;
     let owner: bigint | null = null;
+    let vacant = false;
     if (pr !== null) {
       const keys = await pr.readKeys();
       state.alive();
@@ -166,14 +181,8 @@ export class Takeover {
       const reservation = await pr.readReservation();
       state.alive();
       if (reservation.kind === "error") return this.unclear(`READ RESERVATION fails: ${reservation.message}`);
-      if (reservation.kind === "none") {
-        this.#lostSince ??= state.now();
-        const why = "the target has lost its reservation; unmount MXFS on all nodes, then mount again";
-        if (state.now() - this.#lostSince >= state.timings.nodeTimeoutMs) fenceSelfAndHalt(state, why);
-        return this.unclear(why);
-      }
-      this.#lostSince = null;
-      owner = reservation.key;
+      vacant = reservation.kind === "none";
+      if (reservation.kind === "held") owner = reservation.key;
     }
     if (state.location === null) return this.unclear("lockstate was never found");
     const outcome = await disk.readHeader(state.location);
@@ -190,7 +199,8 @@ export class Takeover {
     if (!members.some((m) => m.node === state.self && m.incarnation === state.config.self.incarnation)) {
       fenceSelfAndHalt(state, "the header does not list us any more: another node has taken over without us");
     }
-    return owner === null ? null : { owner, header, members };
+    owner ??= prKey(header.holder, header.holderIncarnation);
+    return { owner, vacant, header, members };
   }
 
   /** Who preempts has looked at the heartbeats just before. */
@@ -248,7 +258,7 @@ export class Takeover {
     const holder = memberOf(view, view.holder);
     if (holder === undefined) return null;
     const members = view.members.map((member) => ({ ...member, known: true }));
-    return { owner: prKey(holder.node, holder.incarnation), header: known, members };
+    return { owner: prKey(holder.node, holder.incarnation), vacant: false, header: known, members };
   }
 
   private emptyHeader(): DiskHeader | null {
@@ -321,6 +331,7 @@ export class Takeover {
       await this.waitForLeases(dead);
       const leases_at = state.now();
       await this.fenceOthers(survivors);
+      await waitForDrain(state);
 
       // 2. The XFS.
       state.gateShut = true;

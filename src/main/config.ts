@@ -19,6 +19,7 @@
 
 import {
   MXFS_BAST_MS_DEFAULT,
+  MXFS_DRAIN_MS_DEFAULT,
   MXFS_HEARTBEAT_MS_DEFAULT,
   MXFS_LEASE_MS_DEFAULT,
   MXFS_LEASE_RENEW_MS_DEFAULT,
@@ -68,6 +69,7 @@ export interface TimingConfig {
   readonly lockWaitMs: number;
   readonly bastMs: number;
   readonly startupMs: number;
+  readonly drainMs: number;
 }
 
 export interface VolumeConfig {
@@ -109,6 +111,7 @@ export const CONFIG_DEFAULT: Config = {
     lockWaitMs: MXFS_LOCK_WAIT_MS_DEFAULT,
     bastMs: MXFS_BAST_MS_DEFAULT,
     startupMs: MXFS_STARTUP_MS_DEFAULT,
+    drainMs: MXFS_DRAIN_MS_DEFAULT,
   },
   logging: { level: "info", file: "/var/log/mxfsd.log", syslog: true },
 };
@@ -224,6 +227,7 @@ const RULES: Readonly<Record<string, Readonly<Record<string, KeyRule>>>> = {
     lock_wait_ms: { field: "lockWaitMs", parse: integer(0, MS_MAX) },
     bast_ms: { field: "bastMs", parse: integer(100, MS_MAX) },
     startup_ms: { field: "startupMs", parse: integer(1000, MS_MAX) },
+    drain_ms: { field: "drainMs", parse: integer(100, MS_MAX) },
   },
   logging: {
     level: { field: "level", parse: level },

@@ -320,6 +320,7 @@ class Daemon {
         leaseMs: timing.leaseMs,
         nodeTimeoutMs: timing.nodeTimeoutMs,
         startupMs: timing.startupMs,
+        drainMs: timing.drainMs,
       },
       fence: this.#options.mountId === null ? "none" : this.#options.fence,
       rejoin:

@@ -61,6 +61,7 @@ export interface GivenOptions {
   readonly "lock-wait-ms"?: number | undefined;
   readonly "bast-ms"?: number | undefined;
   readonly "startup-ms"?: number | undefined;
+  readonly "drain-ms"?: number | undefined;
 }
 
 /** What may be said on the command line, for yargs and for the kernel's form. */
@@ -80,6 +81,7 @@ export const OPTIONS = {
   "lock-wait-ms": { type: "number" },
   "bast-ms": { type: "number" },
   "startup-ms": { type: "number" },
+  "drain-ms": { type: "number" },
 } as const;
 
 /** Options of the kernel's form alone; all of them must be there. */
@@ -145,6 +147,7 @@ const TIMINGS: readonly (readonly [keyof GivenOptions & string, keyof TimingConf
   ["lock-wait-ms", "lockWaitMs"],
   ["bast-ms", "bastMs"],
   ["startup-ms", "startupMs"],
+  ["drain-ms", "drainMs"],
 ];
 
 /** Reads the configuration file. The default one may be missing; a named one must be there. */

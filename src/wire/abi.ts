@@ -24,6 +24,7 @@ export const MXFS_HEARTBEAT_MS_FAST = 500;
 export const MXFS_LEASE_RENEW_MS_FAST = 500;
 export const MXFS_LEASE_MS_FAST = 1600;
 export const MXFS_NODE_TIMEOUT_MS_FAST = 3600;
+export const MXFS_DRAIN_MS_DEFAULT = 2000;
 export const MXFS_PORT_DEFAULT = 7601;
 export const MXFS_MULTICAST_DEFAULT = "239.66.83.1";
 export const MXFS_MODE_COUNT = 6;

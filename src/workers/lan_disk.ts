@@ -100,6 +100,10 @@ export class LanDisk implements DiskPort {
     return Promise.resolve({ kind: "found", location: this.#location });
   }
 
+  otherVolumeOnLun(): Promise<string | null> {
+    return Promise.resolve(null);
+  }
+
   readHeader(): Promise<HeaderOutcome> {
     const { self, nodeTimeoutMs } = this.#options;
     const now = bootTimeMs();

@@ -79,6 +79,10 @@ export class Host {
   beatLagMs = 0;
   /** LOCK_DUMP is refused (a fault). */
   refuseDump = false;
+  /** Another volume that is in use on the LUN (a fault). */
+  otherVolume: string | null = null;
+  /** What the device says of its reservations (a fault): the mount is refused. */
+  noReservations: string | null = null;
   /** Last failed mount's message. */
   failure = "";
   /** Wrote to the volume in this incarnation (heartbeat, header or XFS). */
@@ -129,6 +133,8 @@ export class Host {
 
   /** Has the XFS mounted and its writes reach the disk. */
   writesLog(): boolean {
+    // While a restarted target refuses nobody, only who stands still does not write (src/cluster/guard.ts).
+    if (this.frozen && this.cluster.target.reservation === null) return false;
     return this.powered && this.kernel.xfs && this.cluster.target.mayWrite(this.nexus);
   }
 
@@ -346,10 +352,23 @@ export class Host {
                   this.registered = true;
                   return true;
                 }),
+              probe: async () => {
+                await this.take(daemon, 1, 5);
+                if (this.noReservations !== null) return { kind: "refused", message: this.noReservations };
+                return { kind: "ok", way: "simulated" };
+              },
+              registerAgain: (key) =>
+                command(() => {
+                  if (target.preempted.has(key)) {
+                    throw new Violation(`${this.name} registers a key again that was preempted`);
+                  }
+                  return target.registerAgain(this.nexus, key);
+                }),
+              resetUnit: () => Promise.resolve<PrOutcome>({ kind: "unsupported", message: "" }),
               readKeys: async () => {
                 await this.take(daemon, 1, 20);
                 if (this.diskLost) return { kind: "error", message: "transport error" };
-                return { kind: "ok", keys: [...target.keys.values()] };
+                return { kind: "ok", keys: [...target.keys.values()], generation: target.generation };
               },
               readReservation: async () => {
                 await this.take(daemon, 1, 20);
@@ -363,7 +382,7 @@ export class Host {
               preempt: (key, victim) => command(() => this.preempt(key, victim)),
               preemptAndAbort: (key, victim) =>
                 target.lacksAbort
-                  ? Promise.resolve<PrOutcome>({ kind: "unsupported" })
+                  ? Promise.resolve<PrOutcome>({ kind: "unsupported", message: "" })
                   : command(() => this.preempt(key, victim)),
               release: (key) => command(() => target.release(this.nexus, key)),
               unregister: (key) => command(() => target.unregister(this.nexus, key)),
@@ -438,6 +457,10 @@ export class Host {
           if (this.diskLost) return { kind: "unreadable", message: "transport error" };
           if (random.chance(0.02)) return { kind: "unreadable", message: "read in the middle of a write" };
           return disk.lockstate ? { kind: "found", location: disk.location } : { kind: "not-found" };
+        },
+        otherVolumeOnLun: async () => {
+          await this.take(daemon, 0, 5);
+          return this.otherVolume;
         },
         readHeader: async () => {
           await this.take(daemon, 1, 20);

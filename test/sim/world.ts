@@ -129,6 +129,7 @@ export class PrTarget {
   reservation: { nexus: string; key: bigint } | null = null;
   /** Keys that were preempted at some time. */
   readonly preempted = new Set<bigint>();
+  generation = 0;
   constructor(readonly lacksAbort: boolean) {}
 
   mayWrite(nexus: string): boolean {
@@ -137,10 +138,24 @@ export class PrTarget {
   register(nexus: string, key: bigint): void {
     if (this.reservation?.nexus === nexus) this.reservation = { nexus, key };
     this.keys.set(nexus, key);
+    this.generation++;
+  }
+  /** REGISTER with reservation key 0. */
+  registerAgain(nexus: string, key: bigint): boolean {
+    if (this.keys.has(nexus)) return false;
+    this.register(nexus, key);
+    return true;
+  }
+  /** A restart of a target that keeps nothing. */
+  restart(): void {
+    this.keys.clear();
+    this.reservation = null;
+    this.generation = 0;
   }
   unregister(nexus: string, key: bigint): boolean {
     if (this.keys.get(nexus) !== key) return false;
     this.keys.delete(nexus);
+    this.generation++;
     if (this.reservation?.nexus === nexus) this.reservation = null;
     return true;
   }
@@ -160,6 +175,7 @@ export class PrTarget {
     const takes = this.reservation?.key === victim;
     for (const [other, its] of [...this.keys]) if (its === victim && other !== nexus) this.keys.delete(other);
     this.preempted.add(victim);
+    this.generation++;
     if (takes) this.reservation = { nexus, key };
     return true;
   }

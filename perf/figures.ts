@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //
-// The figures that the perf harness and the demo show: throughput of fio jobs and rates of mxfs-work, in a directory
-// of one guest, and their medians and ratios.
+// The demo's short figures: throughput of fio jobs and rates of mxfs-work, in a directory of one guest, and ratios to
+// raw XFS. `npm run perf` (run.ts) is the long form.
 //
 // Before every reading job the page caches of all nodes are dropped, so that nobody reads what is still in memory.
 // Everything is buffered I/O with the fsync at the end counted in.
@@ -11,6 +11,8 @@
 
 import type { Lab, NodeName } from "../lab/lab.js";
 import { WORK } from "../lab/volume.js";
+import { type FioJob, parseFio } from "./fio.js";
+import { figure } from "./stats.js";
 
 export interface FigureSize {
   /** Of the fio file. */
@@ -24,7 +26,6 @@ export interface FigureSize {
 }
 
 export const SIZE_SHORT: FigureSize = { fileMib: 8, randomOps: 150, fsyncOps: 20, files: 60 };
-export const SIZE_FULL: FigureSize = { fileMib: 256, randomOps: 10_000, fsyncOps: 500, files: 2000 };
 
 export const FIGURES = [
   { key: "seqWrite", title: "sequential write, 1 MiB", unit: "MiB/s" },
@@ -40,36 +41,18 @@ export const FIGURES = [
 export type FigureKey = (typeof FIGURES)[number]["key"];
 export type Figures = Readonly<Record<FigureKey, number>>;
 
-interface FioSide {
-  readonly bw: number;
-  readonly iops: number;
-  readonly io_bytes: number;
-}
-
-interface FioJob {
-  readonly error: number;
-  readonly read: FioSide;
-  readonly write: FioSide;
-}
-
-/** Runs fio in a guest, and returns its one job. @throws Error when fio reports an error. */
+/** Runs fio in a guest, and returns its one job. @throws FioError when fio reports an error. */
 export async function fio(
   lab: Lab,
   node: NodeName,
   words: readonly string[],
   timeoutMs = 300_000,
 ): Promise<FioJob> {
-  const text = await lab.run(
-    node,
-    ["fio", "--name=mxfs", "--output-format=json", "--ioengine=psync", ...words],
-    { timeoutMs },
+  return parseFio(
+    await lab.run(node, ["fio", "--name=mxfs", "--output-format=json", "--ioengine=psync", ...words], {
+      timeoutMs,
+    }),
   );
-  const parsed = JSON.parse(text.slice(text.indexOf("{"))) as { jobs: FioJob[] };
-  const job = parsed.jobs[0];
-  if (job === undefined || job.error !== 0) {
-    throw new Error(`node ${node}: fio ${words.join(" ")}: error ${job?.error ?? "without a job"}`);
-  }
-  return job;
 }
 
 async function dropCaches(lab: Lab): Promise<void> {
@@ -116,35 +99,6 @@ export async function measure(lab: Lab, node: NodeName, dir: string, size: Figur
   };
 }
 
-export function median(values: readonly number[]): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  const middle = sorted.length >> 1;
-  const upper = sorted[middle];
-  const lower = sorted[sorted.length % 2 === 0 ? middle - 1 : middle];
-  if (upper === undefined || lower === undefined) {
-    throw new Error("median of nothing");
-  }
-  return (lower + upper) / 2;
-}
-
-export function medians(rounds: readonly Figures[]): Figures {
-  const of = (key: FigureKey): number => median(rounds.map((round) => round[key]));
-  return {
-    seqWrite: of("seqWrite"),
-    seqRead: of("seqRead"),
-    randRead: of("randRead"),
-    randWrite: of("randWrite"),
-    fsync: of("fsync"),
-    create: of("create"),
-    stat: of("stat"),
-    unlink: of("unlink"),
-  };
-}
-
-function cell(value: number): string {
-  return value >= 100 ? value.toFixed(0) : value.toPrecision(3);
-}
-
 /** Rows: figure, raw XFS, and for each column its value and its ratio to raw XFS. */
 export function figureTable(raw: Figures, columns: readonly (readonly [string, Figures])[]): string {
   const header = [
@@ -156,8 +110,8 @@ export function figureTable(raw: Figures, columns: readonly (readonly [string, F
   const rows = FIGURES.map(({ key, title, unit }) => [
     title,
     unit,
-    cell(raw[key]),
-    ...columns.flatMap(([, figures]) => [cell(figures[key]), (figures[key] / raw[key]).toFixed(2)]),
+    figure(raw[key]),
+    ...columns.flatMap(([, figures]) => [figure(figures[key]), (figures[key] / raw[key]).toFixed(2)]),
   ]);
   const widths = header.map((name, i) => Math.max(name.length, ...rows.map((row) => row[i]?.length ?? 0)));
   const line = (cells: readonly string[]): string =>

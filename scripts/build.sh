@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0-only
 # Builds all that runs: TypeScript to dist/, the native addon and launcher to native/build/, the kernel module to
-# kernel/mxfs.ko, the lab's workload tools to .lab/bin/. A part whose sources have not changed since it was built is
+# kernel/mxfs.ko, the guests' tools to .lab/bin/. A part whose sources have not changed since it was built is
 # left alone. Any error or warning fails, and is shown again by the next run.
 #
 # Weakness: "changed" means the contents of the part's own sources and of include/; a new compiler is not seen.
@@ -73,20 +73,21 @@ build_kernel() {
   echo "$now" >$stamp
 }
 
-# The workloads of demo, lab tests and perf, static, because guests start them often.
-build_work() {
-  local name out stamp now
+# Tools of the guests, static, because guests start them often: build_tool NAME SOURCE [HEADER...]
+build_tool() {
+  local name=$1 out=.lab/bin/mxfs-$1 stamp=.lab/$1-sources now
+  shift
+  now=$(printf '%s\n' "$@" | fingerprint)
+  [ -x "$out" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$now" ] && return
   mkdir -p .lab/bin
-  for name in work load; do
-    out=.lab/bin/mxfs-$name stamp=.lab/$name-sources
-    now=$(printf '%s\n' lab/$name.c include/mxfs/netlink.h | fingerprint)
-    [ -x $out ] && [ "$(cat $stamp 2>/dev/null)" = "$now" ] && continue
-    checked $name "rm -f $out" gcc -static -O2 -Wall -Wextra -Wshadow -o $out lab/$name.c
-    echo "$now" >$stamp
-  done
+  checked "$name" "rm -f $out" gcc -static -O2 -Wall -Wextra -Wshadow -o "$out" "$1"
+  echo "$now" >"$stamp"
 }
 
 build_typescript
 build_native
-build_work
+# The workloads of demo and lab tests, and those of the perf harness.
+build_tool work lab/work.c include/mxfs/netlink.h
+build_tool load lab/load.c include/mxfs/netlink.h
+build_tool perf perf/load.c
 build_kernel

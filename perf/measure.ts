@@ -23,9 +23,12 @@ import {
   type SystemKey,
   TURN_KINDS,
 } from "./rows.js";
+import { figure } from "./stats.js";
 
 /** Beyond the time a job has by its settings: to start, to write back, to close. */
 const GRACE_MS = 120_000;
+/** A file system this slow at writing a file is taken for one that hangs. */
+const SLOWEST_MS_PER_MIB = 10_000;
 
 /** The file system, or a guest, is in no state to go on with. */
 export class StuckError extends Error {
@@ -121,7 +124,9 @@ export class Visit {
       const found = await body();
       for (const row of rows) {
         const value = found.get(row);
-        if (value !== undefined && this.#wanted.has(row)) addSample(this.#result, row, column.key, value);
+        if (value === undefined || !this.#wanted.has(row)) continue;
+        addSample(this.#result, row, column.key, value);
+        this.#say(`  ${row} on ${column.title}: ${figure(value)}`);
       }
       done(rows, column.key);
       return true;
@@ -155,7 +160,7 @@ export class Visit {
       node,
       ["fio", "--output-format=json", `${PROJECT_DIR}/perf/fio/${key}.fio`],
       {
-        timeoutMs: seconds * 1000 + fileMib * 1000 + GRACE_MS,
+        timeoutMs: seconds * 1000 + fileMib * SLOWEST_MS_PER_MIB + GRACE_MS,
         env: {
           PATH: process.env.PATH ?? "/usr/sbin:/usr/bin:/sbin:/bin",
           MXFS_DIR: dir,

@@ -7,6 +7,7 @@
 // Weakness: bars of one row begin at 0 and share one linear scale: next to a very long one, short ones are all alike;
 // the numbers tell them apart.
 
+import { goalLines } from "./goals.js";
 import { cellSummary, failures, findCell, type PerfResult, rawRatio, rowsOf } from "./result.js";
 import { type Column, type Row, SECTIONS, type Section } from "./rows.js";
 import { figure, ratioText } from "./stats.js";
@@ -152,6 +153,7 @@ export function reportPage(result: PerfResult): string {
     ...plots,
     "<h2>All figures</h2>",
     ...tables,
+    listOf("Goals", goalLines(result), ""),
     listOf("Not measured", failures(result), "bad"),
     listOf("Notes", result.notes, ""),
     "</body></html>",

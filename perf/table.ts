@@ -3,6 +3,7 @@
 // A result as text: the table in the terminal, and the same as Markdown for the README. One block for each section;
 // behind each figure its ratio to raw XFS, where there is one.
 
+import { goalLines } from "./goals.js";
 import { cellSummary, failures, findCell, type PerfResult, rawRatio, rowsOf } from "./result.js";
 import { type Column, type Row, SECTIONS, type Section } from "./rows.js";
 import { figure, ratioText } from "./stats.js";
@@ -61,7 +62,7 @@ function layout(rows: readonly (readonly string[])[], leftColumns: number): stri
 
 function sectionText(result: PerfResult, section: Section, rows: readonly Row[]): string[] {
   const columns = usedColumns(result, section);
-  const compared = section.key !== "between";
+  const compared = section.key !== "between" && result.cells.some((it) => it.column === "raw");
   const spread = (column: Column, cells: readonly string[]): readonly string[] =>
     compared && column.key !== "raw" ? cells : cells.slice(0, 1);
   const header = [section.title, "unit", ...columns.flatMap((it) => spread(it, [it.short, "/raw"]))];
@@ -79,6 +80,10 @@ export function terminalTable(result: PerfResult): string {
     const rows = rowsOf(result).filter((it) => it.section === section.key);
     return rows.length === 0 ? [] : [sectionText(result, section, rows).join("\n")];
   });
+  const goals = goalLines(result);
+  if (goals.length > 0) {
+    blocks.push(["goals:", ...goals.map((it) => `  ${it}`)].join("\n"));
+  }
   const failed = failures(result);
   if (failed.length > 0) {
     blocks.push(["not measured:", ...failed.map((it) => `  ${it}`)].join("\n"));

@@ -6,6 +6,7 @@
 import { test } from "uvu";
 import * as assert from "uvu/assert";
 import { compareResults, compareTable } from "../../perf/compare.js";
+import { GOALS, goalLines, goalStates } from "../../perf/goals.js";
 import { Visit } from "../../perf/measure.js";
 import { escapeHtml, reportPage } from "../../perf/report.js";
 import {
@@ -195,7 +196,8 @@ test("the table has every row, ratios to raw XFS, and no line wider than a termi
   assert.match(text, /^stat, warm +files\/s +4938 +1235 +0\.25 +1235 +0\.25/m);
   assert.match(text, /^turns on one file +hand-overs\/s +1235 +1235 +1235 +1235$/m);
   assert.match(text, /2026-01-02, commit abc1234; 2 x A CPU <fast>, emulated guests/);
-  for (const line of text.split("\n").slice(3)) assert.ok(line.length <= 120, line);
+  const tables = text.slice(text.indexOf("one node at work"), text.indexOf("goals:"));
+  for (const line of tables.split("\n")) assert.ok(line.length <= 120, line);
 });
 
 test("a file system that did not run stays in the table, with its reason below; so does a figure that failed", () => {
@@ -270,6 +272,31 @@ test("cells that only one run has, and sizes and machines that differ, are named
   assert.equal([...found.gone].sort(), ["of-long-ago/raw", "stat/ocfs2"]);
   assert.equal(found.warnings, ["files was 200, is 2000", "cpus was 2, is 8"]);
   assert.equal(compareResults(other, before).added, ["stat/ocfs2"]);
+});
+
+test("each goal is met, or says in which rows it is not and by how much, or is silent where nothing was measured", () => {
+  assert.equal(goalLines(emptyResult()), []);
+  // All alike: goals of at most 1 are met.
+  for (const { goal, compared, short } of goalStates(fullResult([100]))) {
+    assert.is(compared, goal.rows.length * goal.others.length);
+    assert.is(short.length, goal.atLeast <= 1 ? 0 : compared, goal.title);
+  }
+  const better = Object.fromEntries(
+    GOALS.flatMap((goal) =>
+      goal.rows.map((row) => [`${row}/${goal.column}`, [goal.column === "mxfs" ? 500 : 200]]),
+    ),
+  );
+  assert.ok(goalLines(fullResult([100], better)).every((it) => it.startsWith("met ")));
+  const result = fullResult([100], { ...better, "turns-fcntl/mxfs": [250], "turns-plain/mxfs": [150] });
+  assert.equal(
+    goalLines(result).filter((it) => it.startsWith("SHORT")),
+    [
+      "SHORT  turns on one file: at least 3 x gfs2, ocfs2: 2 of 6; " +
+        "turns-plain/gfs2 1.50, turns-plain/ocfs2 1.50, turns-fcntl/gfs2 2.50, turns-fcntl/ocfs2 2.50",
+    ],
+  );
+  assert.match(terminalTable(result), /SHORT {2}turns on one file/);
+  assert.match(reportPage(result), /SHORT {2}turns on one file/);
 });
 
 test("the report is one page that loads nothing, with a plot for every row and all it quotes escaped", () => {

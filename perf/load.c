@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * mxfs-load: the perf harness's own loads inside a guest, beside fio: metadata in one directory, and strict turns of
+ * mxfs-perf: the perf harness's own loads inside a guest, beside fio: metadata in one directory, and strict turns of
  * two nodes on one file. Static, because starting anything larger takes seconds in an emulated guest.
  *
- *   mxfs-load meta DIR PREFIX COUNT SECONDS PHASE...
- *   mxfs-load turns FILE 0|1 plain|fcntl|direct SECONDS
+ *   mxfs-perf meta DIR PREFIX COUNT SECONDS PHASE...
+ *   mxfs-perf turns FILE 0|1 plain|fcntl|direct SECONDS
  *
  * Before each phase (turns have one) it prints "ready NAME" and waits for a line on standard input, so that two nodes
  * begin at the same time; then it prints one line of JSON:
@@ -45,7 +45,7 @@ static void die(const char *format, ...)
 	va_list args;
 
 	fflush(stdout);
-	fprintf(stderr, "mxfs-load: ");
+	fprintf(stderr, "mxfs-perf: ");
 	va_start(args, format);
 	vfprintf(stderr, format, args);
 	va_end(args);
@@ -246,7 +246,7 @@ static const struct phase *find_phase(const char *name)
 		if (!strcmp(PHASES[i].name, name))
 			return &PHASES[i];
 	}
-	fprintf(stderr, "mxfs-load: no phase \"%s\": expected create, stat, list, rename, small, unlink or theirs\n",
+	fprintf(stderr, "mxfs-perf: no phase \"%s\": expected create, stat, list, rename, small, unlink or theirs\n",
 		name);
 	exit(2);
 }
@@ -355,7 +355,7 @@ static unsigned long number(const char *text, unsigned long max)
 	unsigned long value = strtoul(text, &end, 10);
 
 	if (*text < '0' || *text > '9' || *end != '\0' || value > max) {
-		fprintf(stderr, "mxfs-load: \"%s\": expected a number from 0 to %lu\n", text, max);
+		fprintf(stderr, "mxfs-perf: \"%s\": expected a number from 0 to %lu\n", text, max);
 		exit(2);
 	}
 	return value;
@@ -369,7 +369,7 @@ static int turn_kind(const char *name)
 		if (!strcmp(names[kind], name))
 			return kind;
 	}
-	fprintf(stderr, "mxfs-load: \"%s\": expected plain, fcntl or direct\n", name);
+	fprintf(stderr, "mxfs-perf: \"%s\": expected plain, fcntl or direct\n", name);
 	exit(2);
 }
 
@@ -383,7 +383,7 @@ int main(int argc, char **argv)
 	if (!strcmp(what, "turns") && argc == 6)
 		return turns(argv[2], number(argv[3], 1), (enum turn_kind)turn_kind(argv[4]),
 			     number(argv[5], SECONDS_MAX));
-	fprintf(stderr, "usage: mxfs-load meta DIR PREFIX COUNT SECONDS PHASE... |\n"
+	fprintf(stderr, "usage: mxfs-perf meta DIR PREFIX COUNT SECONDS PHASE... |\n"
 			"  turns FILE 0|1 plain|fcntl|direct SECONDS\n");
 	return 2;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //
-// mxfs-load (perf/load.c) in guests: phases that begin on all nodes at the same time, and what it says of them.
+// mxfs-perf (perf/load.c) in guests: phases that begin on all nodes at the same time, and what it says of them.
 //
 // Weakness: "the same time" is one line to each guest, some milliseconds apart.
 
@@ -17,7 +17,7 @@ export interface Phase {
   readonly last: number | null;
 }
 
-/** mxfs-load failed, or said something that is not understood. */
+/** mxfs-perf failed, or said something that is not understood. */
 export class LoadError extends Error {
   override name = "LoadError";
 }
@@ -28,21 +28,21 @@ export function parsePhase(line: string): Phase {
   try {
     value = JSON.parse(line);
   } catch {
-    throw new LoadError(`mxfs-load: expected a line of JSON, found "${line.slice(0, 200)}"`);
+    throw new LoadError(`mxfs-perf: expected a line of JSON, found "${line.slice(0, 200)}"`);
   }
   if (typeof value !== "object" || value === null) {
-    throw new LoadError(`mxfs-load: expected an object, found "${line.slice(0, 200)}"`);
+    throw new LoadError(`mxfs-perf: expected an object, found "${line.slice(0, 200)}"`);
   }
   const fields = value as Record<string, unknown>;
   const number = (key: string): number => {
     const found = fields[key];
     if (typeof found !== "number" || !Number.isFinite(found) || found < 0) {
-      throw new LoadError(`mxfs-load: ${key}: expected a number from 0, found "${line.slice(0, 200)}"`);
+      throw new LoadError(`mxfs-perf: ${key}: expected a number from 0, found "${line.slice(0, 200)}"`);
     }
     return found;
   };
   if (typeof fields.phase !== "string") {
-    throw new LoadError(`mxfs-load: phase: expected a name, found "${line.slice(0, 200)}"`);
+    throw new LoadError(`mxfs-perf: phase: expected a name, found "${line.slice(0, 200)}"`);
   }
   return {
     phase: fields.phase,
@@ -58,7 +58,7 @@ export function rateOf(phases: readonly Phase[]): number {
   const ops = phases.reduce((sum, it) => sum + it.ops, 0);
   const seconds = Math.max(0, ...phases.map((it) => it.seconds));
   if (ops === 0 || seconds === 0) {
-    throw new LoadError(`mxfs-load: ${phases[0]?.phase ?? "no phase"}: nothing was done within its time`);
+    throw new LoadError(`mxfs-perf: ${phases[0]?.phase ?? "no phase"}: nothing was done within its time`);
   }
   return ops / seconds;
 }
@@ -84,7 +84,7 @@ class Running {
     this.#command.done.then(
       ({ status }) => {
         this.#end = new LoadError(
-          `node${node}: ${this.#complaints.trim() || `mxfs-load ended with ${status}`}`,
+          `node${node}: ${this.#complaints.trim() || `mxfs-perf ended with ${status}`}`,
         );
         this.#serve();
       },
@@ -116,7 +116,7 @@ class Running {
       this.#wanted = { resolve, reject };
     });
     const timer = setTimeout(
-      () => this.stop(new LabError(`node${this.node}: no word from mxfs-load within ${timeoutMs / 1000} s`)),
+      () => this.stop(new LabError(`node${this.node}: no word from mxfs-perf within ${timeoutMs / 1000} s`)),
       timeoutMs,
     );
     this.#serve();
@@ -146,13 +146,13 @@ class Running {
   async done(): Promise<void> {
     const { status } = await this.#command.done;
     if (status !== 0) {
-      throw new LoadError(`node${this.node}: ${this.#complaints.trim() || `mxfs-load ended with ${status}`}`);
+      throw new LoadError(`node${this.node}: ${this.#complaints.trim() || `mxfs-perf ended with ${status}`}`);
     }
   }
 }
 
 /**
- * Runs mxfs-load on some nodes (`words` for each of `nodes`), its phases in step.
+ * Runs mxfs-perf on some nodes (`words` for each of `nodes`), its phases in step.
  * @param startInTurn each is ready before the next one is started.
  * @returns what it said, by phase, then by node. @throws LoadError; GuestGoneError; LabError when it hangs. Nothing
  * runs on then.
@@ -183,6 +183,6 @@ export async function runLoad(
     await Promise.all(running.map((it) => it.done()));
     return found;
   } finally {
-    for (const one of running) one.stop(new LoadError(`node${one.node}: mxfs-load was stopped`));
+    for (const one of running) one.stop(new LoadError(`node${one.node}: mxfs-perf was stopped`));
   }
 }

@@ -6,7 +6,7 @@
 // Before jobs that are called cold the page caches, dentries and inodes of both nodes are dropped.
 //
 // Weakness: fio of two nodes starts on both at once but takes its time to start, so sums of both are of overlapping,
-// not of equal, stretches of time; mxfs-load's phases do begin together.
+// not of equal, stretches of time; mxfs-perf's phases do begin together.
 
 import { ExecError, GuestGoneError, type Lab, LabError, type NodeName, PROJECT_DIR } from "../lab/lab.js";
 import { MOUNTPOINT } from "../lab/volume.js";

@@ -86,7 +86,7 @@ export const FIO_JOBS = [
 
 export type FioJobKey = (typeof FIO_JOBS)[number]["key"];
 
-/** Phases of `mxfs-load meta`, in the order in which they run. */
+/** Phases of `mxfs-perf meta`, in the order in which they run. */
 export const META_PHASES = [
   { key: "create", title: "create", unit: "files/s", shared: true },
   { key: "stat", title: "stat, warm", unit: "files/s", shared: true },

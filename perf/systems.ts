@@ -18,7 +18,7 @@ import { DEVICE, MOUNTPOINT, until, type Volume, VolumeError } from "../lab/volu
 import { providePrograms } from "./packages.js";
 import type { SystemKey } from "./rows.js";
 
-export const LOAD = "/usr/local/bin/mxfs-load";
+export const LOAD = "/usr/local/bin/mxfs-perf";
 const CLUSTER = "perf";
 const UP_TIMEOUT_MS = 120_000;
 
@@ -253,7 +253,7 @@ export class Stage {
     await this.volume.prepareAll();
     await Promise.all(
       this.volume.nodes.map((node) =>
-        this.volume.lab.run(node, `install -m 755 /mxfs/.lab/bin/mxfs-load ${LOAD}`),
+        this.volume.lab.run(node, `install -m 755 /mxfs/.lab/bin/mxfs-perf ${LOAD}`),
       ),
     );
   }

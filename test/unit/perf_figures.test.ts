@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //
-// What the perf harness reads from its loads (fio's JSON, mxfs-load's lines), whole and damaged, and its arithmetic.
+// What the perf harness reads from its loads (fio's JSON, mxfs-perf's lines), whole and damaged, and its arithmetic.
 
 import * as fc from "fast-check";
 import { test } from "uvu";
@@ -92,7 +92,7 @@ test("a row in MiB/s shows bandwidth, another one operations, both directions to
   assert.is(fioFigure("mixed", job), 612.5);
 });
 
-test("a line of mxfs-load is read, and a damaged one refused", () => {
+test("a line of mxfs-perf is read, and a damaged one refused", () => {
   const line = '{"phase": "turns", "ops": 40, "seconds": 3.5, "longest_ms": 80.25, "last": 79, "looks": 912}';
   assert.equal(parsePhase(line), { phase: "turns", ops: 40, seconds: 3.5, longest_ms: 80.25, last: 79 });
   assert.is(parsePhase('{"phase": "stat", "ops": 1, "seconds": 1, "longest_ms": 1}').last, null);

@@ -204,7 +204,7 @@ test("a file system that did not run stays in the table, with its reason below; 
   const result = emptyResult();
   for (const key of ["raw", "holder", "gfs2"]) addSample(result, "stat", key, 100);
   addError(result, "stat", "gfs2", "only sometimes");
-  addError(result, "stat", "member", "mxfs-load: stat x: Input/output error");
+  addError(result, "stat", "member", "mxfs-perf: stat x: Input/output error");
   for (const system of result.systems) {
     if (system.key === "ocfs2") system.reason = "packages cannot be fetched";
   }
@@ -212,7 +212,7 @@ test("a file system that did not run stays in the table, with its reason below; 
   assert.match(text, /one node at work .* OCFS2/);
   assert.match(text, /^stat, warm +files\/s +100 +100 +1\.00 +failed +- +100 +1\.00 +not run$/m);
   assert.match(text, /^ {2}ocfs2: not run: packages cannot be fetched$/m);
-  assert.match(text, /^ {2}stat on member: mxfs-load: stat x: Input\/output error$/m);
+  assert.match(text, /^ {2}stat on member: mxfs-perf: stat x: Input\/output error$/m);
   assert.match(
     markdownTable(result),
     /\| stat, warm, files\/s \| 100 \| 100 \(1\.00\) \| failed \| - \| 100 \(1\.00\) \| not run \|/,

@@ -357,6 +357,32 @@ function flattenPr(operation: PrOperation): FlatPr {
   }
 }
 
+/**
+ * LOGICAL UNIT RESET (SG_SCSI_RESET, never escalated): what is queued at the logical unit, from whomever, is aborted.
+ * Blocks until the driver's answer, which behind a hypervisor need not come from the storage.
+ * @throws NativeError ENOTTY or EINVAL when the fd is no SCSI device, EIO when the driver could not.
+ */
+export function scsiResetAsync(fd: number): Promise<void> {
+  return addon.scsiResetAsync(fd);
+}
+
+/**
+ * One NVMe I/O command to the namespace that the fd is open on, without metadata (NVME_IOCTL_IO_CMD).
+ * @param opcode its low two bits say whether `data` is sent (1) or filled (2).
+ * @returns 0, or the NVMe status: code in bits 7:0, code type in 10:8, DNR in 14.
+ * @throws NativeError ENOTTY when the fd is no NVMe namespace.
+ */
+export function nvmeAsync(
+  fd: number,
+  opcode: number,
+  cdw10: number,
+  cdw11: number,
+  data: Uint8Array,
+  timeoutMs: number,
+): Promise<number> {
+  return addon.nvmeAsync(fd, opcode, cdw10, cdw11, data, timeoutMs);
+}
+
 // ---- direct I/O -----------------------------------------------------------------------------------------
 
 export interface OpenDirectOptions {
@@ -642,6 +668,15 @@ interface Addon {
     key2: bigint,
     type: number,
     flags: number,
+  ): Promise<number>;
+  scsiResetAsync(fd: number): Promise<void>;
+  nvmeAsync(
+    fd: number,
+    opcode: number,
+    cdw10: number,
+    cdw11: number,
+    data: Uint8Array,
+    timeoutMs: number,
   ): Promise<number>;
   openDirect(path: string, write: boolean, exclusive: boolean, dsync: boolean): number;
   addressModulo(bytes: Uint8Array, alignment: number): number;

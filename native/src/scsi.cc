@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //
-// SCSI pass-through (SG_IO, version 3) and the reservation ioctls of linux/pr.h. Moves bytes and statuses;
-// what a sense code or a reservation conflict means is decided in src/disk/reservation.ts.
+// SCSI pass-through (SG_IO, version 3), LUN RESET (SG_SCSI_RESET), NVMe pass-through, and the reservation ioctls of
+// linux/pr.h. Moves bytes and statuses; what a sense code or a reservation conflict means is decided in src/disk.
 //
 // Known weakness: a command cannot be cancelled from here, only its own timeout ends it.
 
+#include <linux/nvme_ioctl.h>
 #include <linux/pr.h>
 #include <scsi/sg.h>
 #include <sys/ioctl.h>
@@ -121,11 +122,68 @@ class PrWork {
   int status_ = 0;
 };
 
+/** LOGICAL UNIT RESET and nothing wider: the kernel is told not to go on to target, bus or host. */
+class ScsiResetWork {
+ public:
+  explicit ScsiResetWork(const Napi::CallbackInfo& info) : fd_(IntArg(info, 0)) {}
+
+  void Run() {
+    int what = kResetDevice | kResetNoEscalate;
+    if (ioctl(fd_, SG_SCSI_RESET, &what) < 0) {
+      throw SysError(errno, "SG_SCSI_RESET", "fd " + std::to_string(fd_));
+    }
+  }
+
+  Napi::Value Result(Napi::Env env) const { return env.Undefined(); }
+
+ private:
+  // The kernel's include/scsi/sg.h; glibc's copy of it is too old to have the second one.
+  static constexpr int kResetDevice = 1;
+  static constexpr int kResetNoEscalate = 0x100;
+
+  int fd_;
+};
+
+/** One I/O command of the namespace that the fd is open on. */
+class NvmeWork {
+ public:
+  explicit NvmeWork(const Napi::CallbackInfo& info) : fd_(IntArg(info, 0)) {
+    command_.opcode = static_cast<uint8_t>(NumberArg(info, 1, 0, 255, "an opcode from 0 to 255"));
+    command_.cdw10 = UintArg(info, 2);
+    command_.cdw11 = UintArg(info, 3);
+    Bytes data = BytesArg(info, 4);
+    if (data.length == 0 || data.length > UINT32_MAX) BadArgument(info, 4, "a buffer that is not empty");
+    command_.addr = reinterpret_cast<uintptr_t>(data.data);
+    command_.data_len = static_cast<uint32_t>(data.length);
+    command_.timeout_ms = static_cast<uint32_t>(NumberArg(info, 5, 1, INT32_MAX, "a timeout above 0 ms"));
+  }
+
+  void Run() {
+    int nsid = ioctl(fd_, NVME_IOCTL_ID);
+    if (nsid < 0) throw SysError(errno, "NVME_IOCTL_ID", "fd " + std::to_string(fd_));
+    command_.nsid = static_cast<uint32_t>(nsid);
+    status_ = ioctl(fd_, NVME_IOCTL_IO_CMD, &command_);
+    if (status_ < 0) {
+      throw SysError(errno, "NVME_IOCTL_IO_CMD",
+                     "opcode " + std::to_string(command_.opcode) + " on fd " + std::to_string(fd_));
+    }
+  }
+
+  Napi::Value Result(Napi::Env env) const { return Napi::Number::New(env, status_); }
+
+ private:
+  int fd_;
+  nvme_passthru_cmd command_{};
+  int status_ = 0;
+};
+
 }  // namespace
 
 void InitScsi(Napi::Env env, Napi::Object exports) {
   ExportWork<SgIoWork>(env, exports, "sgIo");
   ExportWork<PrWork>(env, exports, "prIoctl");
+  ExportWork<ScsiResetWork>(env, exports, "scsiReset");
+  ExportWork<NvmeWork>(env, exports, "nvme");
 }
 
 }  // namespace mxfs

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //
-// The raw device, as the lease and the heartbeat worker use it: the DiskPort and PrPort of the cluster core over
-// O_DIRECT reads and writes and SG_IO.
+// The raw device, as the lease and the heartbeat worker use it: the DiskPort of the cluster core over O_DIRECT reads and
+// writes.
 //
 // All of it is read past every cache (O_DIRECT), in whole records. A write refused by the target's reservation
 // fails with EBADE (52): this node was fenced.
@@ -19,17 +19,12 @@ import {
   openDirect,
   preadAsync,
   pwriteAsync,
-  sgIoAsync,
 } from "../../native/index.js";
 import type {
   HeaderOutcome,
   HeartbeatsOutcome,
   JournalsOutcome,
   LocateOutcome,
-  PrKeysOutcome,
-  PrOutcome,
-  PrPort,
-  PrReservationOutcome,
   WriteOutcome,
 } from "../cluster/ports.js";
 import {
@@ -50,7 +45,6 @@ import {
   type HeartbeatRecord,
   type JournalRecord,
 } from "../disk/record.js";
-import { PersistentReservations, ScsiError } from "../disk/reservation.js";
 import { findPath, readSuperblock } from "../disk/xfs.js";
 import { type BlockReader, XfsFormatError, type XfsSuperblock } from "../disk/xfs_types.js";
 import {
@@ -68,7 +62,6 @@ import {
 const ALIGNMENT = 4096;
 const LOCATE_TRIES = 5;
 const LOCATE_PAUSE_MS = 50;
-const SG_TIMEOUT_MS = 30_000;
 
 function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
@@ -312,56 +305,4 @@ export function readHeartbeats(
 ): Promise<HeartbeatsOutcome> {
   const decode = (bytes: Uint8Array, size: number): HeartbeatRecord => decodeHeartbeat(bytes, size, volume);
   return readSlots(device, location, MXFS_DISK_HEARTBEAT_OFFSET, decode, report);
-}
-
-/** Persistent reservations by SG_IO on the device. */
-export function openReservations(device: RawDevice, onAttention: (text: string) => void): PrPort {
-  const pr = new PersistentReservations(
-    {
-      submit: (cdb, direction, data) =>
-        sgIoAsync(device.fd, cdb, direction, direction === "none" ? null : data, SG_TIMEOUT_MS),
-    },
-    {
-      pause: (attempt) => pause(20 * attempt),
-      onUnitAttention: (sense) =>
-        onAttention(`unit attention ${sense.asc.toString(16)}/${sense.ascq.toString(16)}`),
-    },
-  );
-  const outcome = async (action: () => Promise<void>): Promise<PrOutcome> => {
-    try {
-      await action();
-      return { kind: "ok" };
-    } catch (error) {
-      if (error instanceof ScsiError && error.code === "RESERVATION_CONFLICT") {
-        return { kind: "conflict" };
-      }
-      if (error instanceof ScsiError && error.unsupported) {
-        return { kind: "unsupported" };
-      }
-      return { kind: "error", message: messageOf(error) };
-    }
-  };
-  return {
-    register: (key) => outcome(() => pr.register(key)),
-    reserve: (key) => outcome(() => pr.reserve(key)),
-    preempt: (key, victim) => outcome(() => pr.preempt(key, victim)),
-    preemptAndAbort: (key, victim) => outcome(() => pr.preemptAndAbort(key, victim)),
-    release: (key) => outcome(() => pr.release(key)),
-    unregister: (key) => outcome(() => pr.unregister(key)),
-    async readKeys(): Promise<PrKeysOutcome> {
-      try {
-        return { kind: "ok", keys: (await pr.readKeys()).keys };
-      } catch (error) {
-        return { kind: "error", message: messageOf(error) };
-      }
-    },
-    async readReservation(): Promise<PrReservationOutcome> {
-      try {
-        const found = await pr.readReservation();
-        return found === null ? { kind: "none" } : { kind: "held", key: found.holderKey, type: found.type };
-      } catch (error) {
-        return { kind: "error", message: messageOf(error) };
-      }
-    },
-  };
 }

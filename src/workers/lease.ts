@@ -9,6 +9,7 @@
 // Known weakness: a rejected port call ends the daemon (the kernel starts it again).
 
 import { randomBytes } from "node:crypto";
+import type { Server } from "node:net";
 import { bootTimeMs } from "../../native/index.js";
 import { ClusterCore } from "../cluster/core.js";
 import type {
@@ -29,7 +30,6 @@ import { Role } from "../wire/abi.js";
 import { BulkLocks } from "./bulk.js";
 import {
   locateLockstate,
-  openReservations,
   RawDevice,
   readHeader,
   readHeartbeats,
@@ -40,6 +40,7 @@ import {
 import { LockDispatch } from "./dispatch.js";
 import { type KernelCommand, KernelLink } from "./kernel_link.js";
 import { LanDisk, serviceKey } from "./lan_disk.js";
+import { lockLun, otherVolumeOnLun } from "./lun.js";
 import {
   type KernelEvent,
   NodeWords,
@@ -48,6 +49,7 @@ import {
   type ToLease,
   type ToPeer,
 } from "./protocol.js";
+import { openReservations } from "./reservations.js";
 import { openShell } from "./shell.js";
 
 const KERNEL_THREAD = 3;
@@ -219,10 +221,19 @@ const lanDisk =
       })
     : null;
 
+/** The socket that holds the LUN against other volumes of this host. */
+let lunLock: Server | null = null;
+
 const rawDisk: DiskPort = {
   volume: setup.volume,
   volumeUuid: setup.volumeUuid,
   locateLockstate: () => locateLockstate(device),
+  async otherVolumeOnLun() {
+    const other = await otherVolumeOnLun(setup.device);
+    if (other !== null || setup.cluster.fence === "none") return other;
+    lunLock ??= await lockLun(setup.device);
+    return lunLock === null ? "another mount of this host, on another partition of the disk" : null;
+  },
   readHeader(location) {
     lockstateAt = location;
     return readHeader(device, location, setup.volume);
@@ -357,7 +368,9 @@ const ports: Ports = {
   pr:
     setup.cluster.fence === "none"
       ? null
-      : openReservations(device, (text) => shell.log("info", `device: ${text}, command repeated`)),
+      : openReservations(setup.device, device.fd, (text) =>
+          shell.log("info", `device: ${text}, command repeated`),
+        ),
   kernel,
   disk: lanDisk ?? rawDisk,
   net,

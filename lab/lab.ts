@@ -485,6 +485,24 @@ export class Lab {
     run("bridge", ["-n", this.#netns(), "link", "set", "dev", dev, "isolated", state]);
   }
 
+  /**
+   * Ends the target as a power cut would and starts it again: the data are there, keys and reservations are not. The
+   * nodes' initiators log in anew by themselves.
+   */
+  async restartTarget(): Promise<void> {
+    if (this.#config.target === "lio") {
+      this.kill(TARGET_NUMBER);
+      await this.start(TARGET_NUMBER);
+      return;
+    }
+    const id = this.#pid(join(this.#runDir(), "tgtd"));
+    if (id !== undefined) endProcess(id);
+    for (const name of readdirSync(this.#runDir())) {
+      if (name.startsWith("tgtd.socket")) removeFile(join(this.#runDir(), name));
+    }
+    await this.#startTgt();
+  }
+
   /** Copies a file of the host into a guest, with its mode. */
   async put(node: NodeName, file: string, destination: string): Promise<void> {
     const mode = (statSync(file).mode & 0o7777).toString(8);

@@ -300,7 +300,9 @@ export class Volume {
 
   /** Keys registered on the shared disk. */
   async keys(node: NodeName): Promise<string[]> {
-    const text = await this.lab.run(node, `sg_persist --in --read-keys ${DEVICE}`);
+    // A unit attention (the target was restarted, say) is told once, in place of the answer.
+    const ask = `for i in 1 2 3; do sg_persist --in --read-keys ${DEVICE} && exit 0; done; exit 1`;
+    const text = await this.lab.run(node, ask);
     return [...text.matchAll(/^\s+(0x[0-9a-f]+)\s*$/gm)].map((match) => match[1] ?? "");
   }
 

@@ -50,6 +50,8 @@ type TryOutcome = "done" | "at-once" | { readonly again: string };
 export class Startup {
   #deadline = 0;
   #twinsChecked = false;
+  /** The device has reservations, so there may be a key of ours. */
+  #probed = false;
   /** The target gave the reservation of our earlier mount to our new key, and members of its view live. */
   #holdsForOthers = false;
   #refusal: { from: number; errno: number; reason: string } | null = null;
@@ -101,6 +103,7 @@ export class Startup {
       const found = await pr.probe();
       state.alive();
       if (found.kind === "ok") {
+        this.#probed = true;
         state.log("info", "reservations", { way: found.way });
         return;
       }
@@ -842,7 +845,7 @@ export class Startup {
         return;
       }
     }
-    if (pr === null) return;
+    if (pr === null || !this.#probed) return;
     const reservation = await pr.readReservation();
     state.alive();
     const mine = reservation.kind === "held" && reservation.key === state.key;

@@ -155,6 +155,8 @@ class Daemon {
   #defaultSocket = false;
   #statusWaiters: (() => void)[] = [];
 
+  #mountTold = false;
+
   constructor(options: DaemonOptions) {
     this.#options = options;
     this.#config = options.config;
@@ -383,7 +385,7 @@ class Daemon {
   }
 
   #failMount(message: string): void {
-    if (this.#link !== null && !this.#started.has("cluster")) {
+    if (this.#link !== null && !this.#mountTold && !this.#started.has("cluster")) {
       try {
         this.#link.send({ cmd: "DAEMON_READY", error: 5, message });
       } catch (error) {
@@ -460,6 +462,8 @@ class Daemon {
         this.#wakeWaiters();
         return;
       case "exit":
+        // The cluster core has told the mount why, before it asked for this.
+        this.#mountTold = true;
         this.#exit(message.code);
         return;
       default:

@@ -10,14 +10,7 @@
 
 import { readFileSync, realpathSync } from "node:fs";
 import { setTimeout as pause } from "node:timers/promises";
-import {
-  isNativeError,
-  nvmeAsync,
-  PR_TYPE,
-  prIoctlAsync,
-  scsiResetAsync,
-  sgIoAsync,
-} from "../../native/index.js";
+import { nvmeAsync, PR_TYPE, prIoctlAsync, scsiResetAsync, sgIoAsync } from "../../native/index.js";
 import type { PrOutcome, PrPort } from "../cluster/ports.js";
 import {
   chooseWay,
@@ -50,7 +43,7 @@ function readLine(path: string): string | null {
   try {
     return readFileSync(path, "utf8").trim();
   } catch (error) {
-    if (isNativeError(error) || (error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
+    if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
     return null;
   }
 }

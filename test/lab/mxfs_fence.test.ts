@@ -70,7 +70,8 @@ async function strangerLeaves(): Promise<void> {
 }
 
 async function reservation(): Promise<string> {
-  return suite.lab.run(STRANGER, `sg_persist --in --read-reservation ${DEVICE}`);
+  const ask = `for i in 1 2 3; do sg_persist --in --read-reservation ${DEVICE} && exit 0; done; exit 1`;
+  return suite.lab.run(STRANGER, ask);
 }
 
 async function isFenced(node: number): Promise<void> {
@@ -104,7 +105,7 @@ suite.proves(
     await isFenced(2);
     await allFailWithEio(2);
     assert.match(await volume.work(2, ["raw-write", DEVICE, SPARE_BLOCK]), /^refused /);
-    assert.match(lab.console(2), /mxfs: .*fenced, every operation fails with EIO.*(key|reservation)/);
+    assert.match(lab.console(2), /mxfs: .*fenced, every operation fails with EIO .*: .*(our key|refused)/);
     assert.match(await volume.daemonLog(2), /fenced: this mount is over/);
     await strangerLeaves();
     await lab.run(1, `echo goes on >>${MOUNTPOINT}/seen`, { timeoutMs: EVICTION_MS });
@@ -290,13 +291,24 @@ if (TARGET === "lio") {
   });
 }
 
+/** A master boot record: partitions of `sectors` from each start, of 512 bytes. */
+function partitionTable(starts: readonly number[], sectors: number): Buffer {
+  const record = Buffer.alloc(512);
+  for (const [i, start] of starts.entries()) {
+    const at = 446 + 16 * i;
+    record.writeUInt8(0x83, at + 4);
+    record.writeUInt32LE(start, at + 8);
+    record.writeUInt32LE(sectors, at + 12);
+  }
+  record.writeUInt16LE(0xaa55, 510);
+  return record;
+}
+
 suite.proves("A second volume on another partition of the LUN is refused, on every node", async () => {
   const { lab, volume } = suite;
-  await lab.run(
-    1,
-    `printf 'label: gpt\\nsize=1G\\nsize=1G\\n' | sfdisk -q --wipe always --no-tell-kernel ${DEVICE} && blockdev --rereadpt ${DEVICE}`,
-    { timeoutMs: 60_000 },
-  );
+  await lab.run(1, `dd of=${DEVICE} bs=512 count=1 conv=fsync 2>&1 && blockdev --rereadpt ${DEVICE}`, {
+    stdin: partitionTable([2048, 2099200], 2097152),
+  });
   await lab.run(2, ["blockdev", "--rereadpt", DEVICE]);
   for (const part of [1, 2]) await volume.mkfs(1, `${DEVICE}${part}`);
   await volume.mount(1, "", `${DEVICE}1`);
@@ -317,7 +329,11 @@ suite.proves("A second volume on another partition of the LUN is refused, on eve
   await volume.umount(1);
   await volume.mount(2, "", `${DEVICE}2`);
   await volume.umount(2);
-  await lab.run(1, `wipefs -a -q -f ${DEVICE} && blockdev --rereadpt ${DEVICE}`, { timeoutMs: 60_000 });
+  await lab.run(
+    1,
+    `dd if=/dev/zero of=${DEVICE} bs=512 count=1 conv=fsync 2>&1 && blockdev --rereadpt ${DEVICE}`,
+    { timeoutMs: 60_000 },
+  );
   await lab.run(2, ["blockdev", "--rereadpt", DEVICE]);
 });
 

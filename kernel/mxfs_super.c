@@ -263,6 +263,7 @@ static void mxfs_options_profile(struct mxfs_options *opt)
 	opt->renew_ms = opt->renew_ms ?: MXFS_LEASE_RENEW_MS_FAST;
 	opt->lease_ms = opt->lease_ms ?: MXFS_LEASE_MS_FAST;
 	opt->node_timeout_ms = opt->node_timeout_ms ?: MXFS_NODE_TIMEOUT_MS_FAST;
+	opt->drain_ms = opt->drain_ms ?: MXFS_DRAIN_MS_FAST;
 }
 
 /* What was not given has its default; what depends on each other must fit. */

@@ -36,6 +36,7 @@
 #define MXFS_LEASE_RENEW_MS_FAST 500
 #define MXFS_LEASE_MS_FAST 1600
 #define MXFS_NODE_TIMEOUT_MS_FAST 3600
+#define MXFS_DRAIN_MS_FAST 1000
 
 /* Network defaults. TCP and UDP use the same port number. */
 #define MXFS_PORT_DEFAULT 7601

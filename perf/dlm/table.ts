@@ -8,7 +8,7 @@
 // BATCH pairs come together, as they do from a netlink or TCP batch, each request followed by its release: the same
 // operations in the same order as in map.cc. RESIDENT 1: every resource has a lock already.
 //
-// Weakness: entries are made before the clock runs, and outcomes are not sent anywhere.
+// Weakness: all of an entry but its inode and lock id is made before the clock runs, and outcomes are not sent anywhere.
 
 import { fileURLToPath } from "node:url";
 import { isMainThread, parentPort, Worker, workerData } from "node:worker_threads";
@@ -27,23 +27,25 @@ interface Job {
   readonly thread: number;
 }
 
-const ENTRIES = 1 << 17;
+/** Resources that a thread goes through before it begins again, in random order. */
+const ORDER_COUNT = 1 << 16;
+/** Words of an entry. */
+const INO = LOCK_ENTRY.ino / 4;
+const LOCK_ID = LOCK_ENTRY.lockId / 4;
+const ENTRY_WORDS = MXFS_LOCK_ENTRY_SIZE / 4;
 
-/** Each message twice: to be a request, and its release. */
-function entries(job: Job): Uint8Array {
-  const bytes = new Uint8Array(ENTRIES * MXFS_LOCK_ENTRY_SIZE);
-  let state = job.thread * 7919 + 1;
-  for (let index = 0; index < ENTRIES; index += 2) {
-    state = (Math.imul(state, 1103515245) + 12345) >>> 0;
-    const at = index * MXFS_LOCK_ENTRY_SIZE;
+/** Each message twice: to be a request, and its release. Inode and lock id are still to come. */
+function blankBatch(thread: number, pairs: number): Uint8Array {
+  const bytes = new Uint8Array(2 * pairs * MXFS_LOCK_ENTRY_SIZE);
+  for (let index = 0; index < 2 * pairs; index++) {
     encodeLockEntry(
       {
         volume: 77n,
-        ino: BigInt(job.first + ((state >>> 8) % job.share)),
+        ino: 0n,
         offset: 0n,
         ag: 0,
         type: 4,
-        lockId: (BigInt(job.thread) << 48n) + BigInt(index),
+        lockId: BigInt(thread) << 48n,
         epoch: 1n,
         seq: 1,
         mode: LockMode.PR,
@@ -53,11 +55,18 @@ function entries(job: Job): Uint8Array {
         status: 0,
       },
       bytes,
-      at,
+      index * MXFS_LOCK_ENTRY_SIZE,
     );
-    bytes.copyWithin(at + MXFS_LOCK_ENTRY_SIZE, at, at + MXFS_LOCK_ENTRY_SIZE);
   }
   return bytes;
+}
+
+function randomOrder(job: Job): Int32Array {
+  let state = job.thread * 7919 + 1;
+  return Int32Array.from({ length: ORDER_COUNT }, () => {
+    state = (Math.imul(state, 1103515245) + 12345) >>> 0;
+    return job.first + ((state >>> 8) % job.share);
+  });
 }
 
 interface Took {
@@ -66,15 +75,24 @@ interface Took {
 }
 
 function work(engine: LockEngine, job: Job): Took {
-  const all = entries(job);
+  const order = randomOrder(job);
+  const batch = blankBatch(job.thread, job.batch);
+  const words = new Int32Array(batch.buffer);
   const out = new Outbox();
   const commands = Array.from({ length: 2 * job.batch }, (_, index) =>
     index % 2 === 0 ? COMMAND.REQUEST : COMMAND.RELEASE,
   );
   const run = (pairs: number): void => {
     for (let done = 0; done < pairs; done += job.batch) {
-      const at = ((2 * done) % (ENTRIES - 2 * job.batch)) * MXFS_LOCK_ENTRY_SIZE;
-      const batch = all.subarray(at, at + 2 * job.batch * MXFS_LOCK_ENTRY_SIZE);
+      // As if it had just arrived.
+      for (let pair = 0; pair < job.batch; pair++) {
+        const ino = order[(done + pair) % ORDER_COUNT] as number;
+        const at = 2 * pair * ENTRY_WORDS;
+        words[at + INO] = ino;
+        words[at + LOCK_ID] = done + pair;
+        words[at + ENTRY_WORDS + INO] = ino;
+        words[at + ENTRY_WORDS + LOCK_ID] = done + pair;
+      }
       engine.submitAll(commands, batch, 1, out);
       if (out.count !== job.batch) {
         throw new Error(`${out.count} answers to ${job.batch} requests`);
@@ -92,10 +110,7 @@ function work(engine: LockEngine, job: Job): Took {
 
 function fill(engine: LockEngine, resources: number): void {
   const out = new Outbox();
-  const entry = new Uint8Array(MXFS_LOCK_ENTRY_SIZE);
-  entry.set(
-    entries({ memory: engine.memory, first: 0, share: 1, pairs: 0, batch: 1, thread: 200 }).subarray(0, 64),
-  );
+  const entry = blankBatch(200, 1).subarray(0, MXFS_LOCK_ENTRY_SIZE);
   const view = new DataView(entry.buffer);
   for (let ino = 0; ino < resources; ino++) {
     view.setBigUint64(LOCK_ENTRY.ino, BigInt(ino), true);

@@ -42,7 +42,17 @@ export class Suite {
       ...options,
       name: `${suffix}${name}`,
     };
-    test.before(() => this.#up());
+    test.before(async () => {
+      try {
+        await this.#up();
+      } catch (error) {
+        // uvu keeps what a hook throws to itself, and counts no failure.
+        process.stderr.write(
+          `the lab did not come up: ${error instanceof Error ? error.stack : String(error)}\n`,
+        );
+        process.exit(1);
+      }
+    });
     test.after(() => {
       this.#volume?.lab.down();
     });

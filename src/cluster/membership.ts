@@ -26,7 +26,6 @@ import { prKey, type View } from "./ports.js";
 import { type ClusterState, deadMembers, hexNode } from "./state.js";
 
 const ATTEMPTS_MAX = 64;
-const IDLE_MS = 3_600_000;
 
 interface Eviction {
   readonly member: MemberInfo;
@@ -57,6 +56,8 @@ export class Coordinator {
   readonly leaves = new Map<number, number>();
   readonly evictions = new Map<number, Eviction>();
   #resync: string | null = null;
+  /** How often in a row neither copy of the header was sound. */
+  #headerMissing = 0;
   #recentlyLeft = new Set<number>();
   #prepared = new Map<number, ClusterMessageOf<"PREPARED">>();
   #rebuilt = new Set<number>();
@@ -196,8 +197,24 @@ export class Coordinator {
     for (;;) {
       if (this.hasWork()) await this.change("membership");
       else if (this.stepDown) return;
-      else await state.until(() => (this.hasWork() || this.stepDown ? true : undefined), IDLE_MS);
+      else {
+        const work = (): true | undefined => (this.hasWork() || this.stepDown ? true : undefined);
+        if ((await state.until(work, state.timings.nodeTimeoutMs / 2)) === null) await this.checkHeader();
+      }
     }
+  }
+
+  /** A newcomer finds us, and the cluster key, by the header alone: when both copies are gone a view change writes it. */
+  private async checkHeader(): Promise<void> {
+    const { state } = this;
+    if (state.location === null) return;
+    const outcome = await state.ports.disk.readHeader(state.location);
+    state.alive();
+    this.#headerMissing = outcome.kind === "none" ? this.#headerMissing + 1 : 0;
+    if (this.#headerMissing < 2) return;
+    this.#headerMissing = 0;
+    state.log("error", "both copies of the header on disk are damaged; writing it anew", {});
+    this.requestResync("the header was damaged");
   }
 
   /** One view change, as many attempts as it takes; afterwards the view on disk is committed on all members. */

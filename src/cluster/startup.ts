@@ -27,6 +27,8 @@ import { type Discovered, keyIncarnation, keyNode, type PrPort, prKey, type Rejo
 import { activeMembers, type ClusterState, deadMembers, hexNode, memberOf } from "./state.js";
 import type { Takeover } from "./takeover.js";
 
+/** Epochs of which no record may be left are passed over when the header is begun anew. */
+const EPOCH_LEAP = 1n << 20n;
 /** A header that is damaged is read so often before it is given up. */
 const DAMAGED_READS = 4;
 /** How many heartbeat periods a heartbeat is watched before it counts as standing still. */
@@ -609,7 +611,7 @@ export class Startup {
     }
   }
 
-  /** The header that told the epoch is lost; heartbeats and journal slots tell one that is as good, or nearly. */
+  /** The header that told the epoch is lost; heartbeats and journal slots tell one that is not far below it. */
   private async epochsOfOtherRecords(): Promise<void> {
     const { state } = this;
     if (state.location === null) return;
@@ -618,6 +620,7 @@ export class Startup {
     state.alive();
     const records = [...state.heartbeats, ...(journals.kind === "ok" ? journals.records : [])];
     for (const record of records) if (record !== null) state.raiseEpoch(record.epoch);
+    state.raiseEpoch(state.highestEpoch + EPOCH_LEAP);
   }
 
   // ---- a restarted daemon -----------------------------------------------------------------------------------

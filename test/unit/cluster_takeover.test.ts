@@ -121,6 +121,18 @@ test("lockstate is damaged under a view that works, and its holder dies: the sur
   });
 });
 
+test("lockstate is damaged under a view that works: its holder writes the header anew, and a newcomer joins", async () => {
+  await course({ hostCount: 2 }, async (cluster) => {
+    at(cluster, 1).unmount();
+    await cluster.pass(10_000);
+    cluster.disk.damage();
+    at(cluster, 1).mount();
+    await cluster.pass(45_000, () => at(cluster, 1).serving());
+    assert.ok(at(cluster, 1).serving(), `${at(cluster, 1).failure}`);
+    assert.is(viewOf(at(cluster, 0)).length, 2);
+  });
+});
+
 test("lockstate is damaged, and all nodes die: who mounts next waits for signs of life, then takes over", async () => {
   await course({ hostCount: 2 }, async (cluster) => {
     for (const index of [0, 1]) at(cluster, index).powerOff();

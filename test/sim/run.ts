@@ -1,12 +1,51 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /**
  * Command line of the simulation.
- *   node dist/test/sim/run.js --seed N [--messages] [--mistake NAME]   replays one seed and tells its story
- *   node dist/test/sim/run.js --seeds K [--from S] [--mistake NAME]    a campaign; one line of figures
- * Exit code 1 when a rule was broken; the line names the seed that replays it.
+ *   npm run sim -- --seed N [--messages] [--mistake NAME]             replays one seed and tells its story
+ *   npm run sim -- --seeds K [--from S] [--jobs J] [--mistake NAME]   a campaign; ends with one line of figures
+ *   ... --from random                                                 a range that nobody has tried; it is printed
+ * Exit status 1 when a rule was broken; the line names the seed that replays it.
+ *
+ * A campaign is run by one thread a processor, in portions: which thread plays a seed changes nothing about it.
  */
+import { randomInt } from "node:crypto";
+import { availableParallelism } from "node:os";
+import { fileURLToPath } from "node:url";
+import { isMainThread, parentPort, Worker } from "node:worker_threads";
 import type { Mistake } from "../../src/cluster/state.js";
 import { runSeed } from "./scenario.js";
+
+const PORTION = 10;
+const BROKEN_MAX = 20;
+const SEED_MAX = 2 ** 31;
+
+interface Portion {
+  readonly from: number;
+  readonly count: number;
+  readonly mistakes: ReadonlySet<Mistake>;
+}
+
+interface Figures {
+  readonly events: number;
+  readonly commits: number;
+  readonly virtualMs: number;
+  readonly broken: readonly string[];
+}
+
+async function play({ from, count, mistakes }: Portion): Promise<Figures> {
+  let events = 0;
+  let commits = 0;
+  let virtualMs = 0;
+  const broken: string[] = [];
+  for (let seed = from; seed < from + count; seed++) {
+    const report = await runSeed(seed, { mistakes });
+    events += report.events;
+    commits += report.commits;
+    virtualMs += report.virtualMs;
+    if (report.violation !== null) broken.push(`seed ${seed}: ${report.violation}`);
+  }
+  return { events, commits, virtualMs, broken };
+}
 
 function argument(name: string): string | null {
   const at = process.argv.indexOf(`--${name}`);
@@ -16,41 +55,85 @@ function argument(name: string): string | null {
 function number(name: string, otherwise: number): number {
   const text = argument(name);
   if (text === null) return otherwise;
-  if (!/^\d+$/.test(text)) throw new Error(`--${name} ${text}: expected a whole number`);
+  if (!/^\d{1,10}$/.test(text)) throw new Error(`--${name} ${text}: expected a whole number`);
   return Number(text);
 }
 
-const mistake = argument("mistake");
-const mistakes = new Set(mistake === null ? [] : [mistake as Mistake]);
+/** One thread of a campaign: asks for portions until there is none. */
+function thread(next: () => Portion | null, take: (figures: Figures) => void): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const worker = new Worker(fileURLToPath(import.meta.url));
+    const feed = (): void => {
+      const portion = next();
+      if (portion === null) worker.terminate().then(() => resolve(), reject);
+      else worker.postMessage(portion);
+    };
+    worker.on("message", (figures: Figures) => {
+      take(figures);
+      feed();
+    });
+    worker.on("error", reject);
+    feed();
+  });
+}
 
-if (argument("seed") !== null) {
-  const verbose = process.argv.includes("--messages") ? 2 : 1;
-  const report = await runSeed(number("seed", 1), { mistakes, verbose });
-  console.log(report.violation === null ? "no rule was broken" : `BROKEN: ${report.violation}`);
-  process.exitCode = report.violation === null ? 0 : 1;
-} else {
-  const from = number("from", 1);
+async function campaign(mistakes: ReadonlySet<Mistake>): Promise<number> {
   const count = number("seeds", 200);
-  const started_at = performance.now();
+  const from = argument("from") === "random" ? randomInt(1, SEED_MAX - count) : number("from", 1);
+  const jobs = Math.max(1, Math.min(number("jobs", availableParallelism()), Math.ceil(count / PORTION)));
+  console.log(`seeds ${from}..${from + count - 1} (again: npm run sim -- --seeds ${count} --from ${from})`);
+  const startedAt = performance.now();
+  let at = from;
+  let played = 0;
   let events = 0;
   let commits = 0;
-  let virtual_ms = 0;
+  let virtualMs = 0;
   const broken: string[] = [];
-  for (let seed = from; seed < from + count; seed++) {
-    const report = await runSeed(seed, { mistakes });
-    events += report.events;
-    commits += report.commits;
-    virtual_ms += report.virtualMs;
-    if (report.violation !== null) {
-      broken.push(`seed ${seed}: ${report.violation}`);
-      if (broken.length >= 20) break;
-    }
-  }
-  for (const line of broken) console.log(line);
-  const seconds = ((performance.now() - started_at) / 1000).toFixed(1);
+  const next = (): Portion | null => {
+    if (at >= from + count || broken.length >= BROKEN_MAX) return null;
+    const portion = { from: at, count: Math.min(PORTION, from + count - at), mistakes };
+    at += portion.count;
+    played += portion.count;
+    return portion;
+  };
+  const take = (figures: Figures): void => {
+    events += figures.events;
+    commits += figures.commits;
+    virtualMs += figures.virtualMs;
+    broken.push(...figures.broken);
+    for (const line of figures.broken) console.log(line);
+  };
+  await Promise.all(Array.from({ length: jobs }, () => thread(next, take)));
+  const seconds = ((performance.now() - startedAt) / 1000).toFixed(1);
   console.log(
-    `seeds ${from}..${from + count - 1}: ${broken.length} broken, ${commits} commits, ${events} events, ` +
-      `${(virtual_ms / 3_600_000).toFixed(1)} virtual hours in ${seconds} s`,
+    `${played} seeds from ${from}: ${broken.length} broken, ${commits} commits, ${events} events, ` +
+      `${(virtualMs / 3_600_000).toFixed(1)} virtual hours in ${seconds} s`,
   );
-  process.exitCode = broken.length === 0 ? 0 : 1;
+  return broken.length === 0 ? 0 : 1;
+}
+
+async function replay(mistakes: ReadonlySet<Mistake>): Promise<number> {
+  const verbose = process.argv.includes("--messages") ? 2 : 1;
+  const report = await runSeed(number("seed", 1), { mistakes, verbose });
+  console.log(
+    report.violation === null
+      ? `seed ${report.seed}: no rule was broken, ${report.events} events, ${report.commits} commits`
+      : `seed ${report.seed}: BROKEN: ${report.violation}`,
+  );
+  return report.violation === null ? 0 : 1;
+}
+
+if (isMainThread) {
+  const mistake = argument("mistake");
+  const mistakes = new Set(mistake === null ? [] : [mistake as Mistake]);
+  process.exitCode = argument("seed") === null ? await campaign(mistakes) : await replay(mistakes);
+} else {
+  parentPort?.on("message", (portion: Portion) => {
+    play(portion).then(
+      (figures) => parentPort?.postMessage(figures),
+      (error: unknown) => {
+        throw error;
+      },
+    );
+  });
 }

@@ -68,7 +68,7 @@ enum { MXFS_PROFILE_DEFAULT = 1, MXFS_PROFILE_FAST };
 enum {
 	Opt_source, Opt_iface, Opt_port, Opt_multicast, Opt_broadcast, Opt_peer, Opt_fence, Opt_config, Opt_heartbeat,
 	Opt_renew, Opt_lease, Opt_node_timeout, Opt_lock_wait, Opt_bast, Opt_startup, Opt_drain, Opt_lock_records,
-	Opt_profile,
+	Opt_profile, Opt_encrypt,
 };
 
 static const struct fs_parameter_spec mxfs_parameters[] = {
@@ -79,6 +79,7 @@ static const struct fs_parameter_spec mxfs_parameters[] = {
 	fsparam_string("broadcast", Opt_broadcast),
 	fsparam_string("peer", Opt_peer),
 	fsparam_string("fence", Opt_fence),
+	fsparam_string("encrypt", Opt_encrypt),
 	fsparam_string("config", Opt_config),
 	fsparam_string("heartbeat", Opt_heartbeat),
 	fsparam_string("renew", Opt_renew),
@@ -134,6 +135,7 @@ static void mxfs_options_free(struct mxfs_options *opt)
 	kfree(opt->broadcast);
 	kfree(opt->peers);
 	kfree(opt->config);
+	kfree(opt->encrypt);
 	memset(opt, 0, sizeof(*opt));
 }
 
@@ -219,6 +221,11 @@ static int mxfs_parse_param(struct fs_context *fc, struct fs_parameter *param)
 			return invalf(fc, "mxfs: broadcast=%s: expected a broadcast address", param->string);
 		text = &opt->broadcast;
 		break;
+	case Opt_encrypt:
+		if (strcmp(param->string, "on") && strcmp(param->string, "off"))
+			return invalf(fc, "mxfs: encrypt=%s: expected on or off", param->string);
+		text = &opt->encrypt;
+		break;
 	case Opt_peer:
 		return mxfs_parse_peers(fc, opt, param->string);
 	case Opt_config:
@@ -301,7 +308,7 @@ static bool mxfs_options_equal(struct mxfs_options *a, struct mxfs_options *b)
 			return false;
 	return a->fence == b->fence && mxfs_text_equal(a->iface, b->iface) && mxfs_text_equal(a->multicast, b->multicast) &&
 	       mxfs_text_equal(a->broadcast, b->broadcast) && mxfs_text_equal(a->peers, b->peers) &&
-	       mxfs_text_equal(a->config, b->config);
+	       mxfs_text_equal(a->config, b->config) && mxfs_text_equal(a->encrypt, b->encrypt);
 }
 
 /* A remount repeats options; it may not change one. Returns the name of the first that differs. */
@@ -325,6 +332,8 @@ static const char *mxfs_options_changed(struct mxfs_options *now, struct mxfs_op
 		return "peer";
 	if (given->config && !mxfs_text_equal(given->config, now->config))
 		return "config";
+	if (given->encrypt && !mxfs_text_equal(given->encrypt, now->encrypt))
+		return "encrypt";
 	return NULL;
 }
 
@@ -342,6 +351,8 @@ static int mxfs_show_options(struct seq_file *m, struct dentry *root)
 		seq_show_option(m, "broadcast", opt->broadcast);
 	if (opt->config)
 		seq_show_option(m, "config", opt->config);
+	if (opt->encrypt)
+		seq_show_option(m, "encrypt", opt->encrypt);
 	if (opt->peers) {
 		seq_puts(m, ",peer=");
 		for (c = opt->peers; *c; c++)
@@ -610,6 +621,7 @@ static int mxfs_daemon_spawn(struct mxfs_sb_info *sbi)
 		{ "--broadcast", sbi->opt.broadcast },
 		{ "--peer", sbi->opt.peers },
 		{ "--config", sbi->opt.config },
+		{ "--encrypt", sbi->opt.encrypt },
 		{ "--fence", sbi->opt.fence == MXFS_FENCE_SCSI ? "scsi" : sbi->opt.fence == MXFS_FENCE_NONE ? "none" : NULL },
 	};
 	char numbers[ARRAY_SIZE(mxfs_numbers)][12], uuid[UUID_STRING_LEN + 1], mount_id[12];

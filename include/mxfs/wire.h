@@ -7,10 +7,22 @@
  *   12 flags u32 (0)   16 seq u64 (per connection and direction, from 1, without gaps)
  *   24 sender u32   28 target u32   32 epoch u64
  *
- * Connection: either side may dial. Both send HELLO {protocol version, volume, node, incarnation, nonce[32]}
- * first, then AUTH {HMAC-SHA256(cluster key, "mxfs-auth" || volume || sender || target || sender's
- * incarnation || target's incarnation || sender's nonce || target's nonce)}; anything else before a valid
- * AUTH closes the connection. When both dial at once the connection dialled by the lower node id stays.
+ * Header and ERROR are the same in all versions: whoever meets another version says so and closes.
+ *
+ * Connection: either side may dial. Both send HELLO first, 56 bytes:
+ *   0 version u32   4 flags u32 (MXFS_HELLO_*)   8 volume u64   16 node u32   20 incarnation u32   24 nonce[32]
+ * then AUTH, 32 bytes: HMAC-SHA256(cluster key, "mxfs-auth" || volume || sender || target || sender's
+ * incarnation || target's incarnation || sender's nonce || target's nonce), and behind these, if either side's
+ * flags are not 0, sender's flags || target's flags. Anything else before a valid AUTH closes the connection, and
+ * so does a body above MXFS_HANDSHAKE_BODY_MAX. When both dial at once the side with the lower node id chooses.
+ *
+ * If either side has said MXFS_HELLO_ENCRYPT, everything behind AUTH, in both directions, is sealed in records:
+ *   0 length u32 of the plain text   4 AES-256-GCM cipher text   4 + length: tag[16]
+ * The plain texts, one after another, are the stream of frames. Key[32] and iv[12] of a direction are
+ * HKDF-SHA256(cluster key, salt: sender's nonce || target's nonce, info: "mxfs-seal" || volume || sender || target
+ * || sender's incarnation || target's incarnation), the sender being who seals. Additional data: the 4 bytes of
+ * the length. Nonce of record n (from 0): iv XOR n, big endian in the last 8 bytes. After MXFS_SEAL_KEY_RECORDS
+ * records: HKDF-SHA256(key, no salt, info: "mxfs-rekey") gives the next key and iv, and n begins at 0.
  */
 #ifndef MXFS_WIRE_H
 #define MXFS_WIRE_H
@@ -22,6 +34,16 @@
 #define MXFS_WIRE_BODY_MAX 65536
 #define MXFS_WIRE_NONCE_SIZE 32
 #define MXFS_WIRE_MAC_SIZE 32
+/* Longest body of a frame before AUTH was right, bytes. */
+#define MXFS_HANDSHAKE_BODY_MAX 2048
+
+/* Flags of HELLO; any other is refused. */
+#define MXFS_HELLO_ENCRYPT 0x1
+
+/* Sealed records: longest plain text, tag, bytes; records under one key. */
+#define MXFS_SEAL_PLAIN_MAX 131072
+#define MXFS_SEAL_TAG_SIZE 16
+#define MXFS_SEAL_KEY_RECORDS 4194304
 
 enum mxfs_wire_type {
 	MXFS_MSG_HELLO = 1,

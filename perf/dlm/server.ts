@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //
 // A daemon's peer worker, the real one (src/workers/peer.js), over a lock table of its own: node 2 of a view {1, 2},
-// all alone. Prints "port N" and serves until its standard input ends.
+// all alone. Prints "port N" and serves until its standard input ends. Arguments: the cluster key, and "encrypt" for
+// sealed connections.
 //
 // Weakness: heartbeat, lease and netlink workers are not there; they have nothing to do with a lock request.
 
@@ -29,6 +30,7 @@ const setup: WorkerSetup = {
   device: "none",
   port: 0,
   iface: null,
+  encrypt: process.argv[3] === "encrypt",
   kernel: null,
   engine: engine.memory,
   words: words.buffer,

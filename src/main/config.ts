@@ -54,6 +54,8 @@ export interface NodeConfig {
   readonly multicast: string | null;
   /** Broadcast address for discovery; null: none. */
   readonly broadcast: string | null;
+  /** Connections to peers are sealed (one side that asks for it is enough). */
+  readonly encrypt: boolean;
   /** Where the node's UUID (version 4) is kept. */
   readonly uuidFile: string;
   /** Where the incarnation counter is kept. */
@@ -98,6 +100,7 @@ export const CONFIG_DEFAULT: Config = {
     port: MXFS_PORT_DEFAULT,
     multicast: MXFS_MULTICAST_DEFAULT,
     broadcast: null,
+    encrypt: false,
     uuidFile: "/etc/mxfs/node.uuid",
     incarnationFile: "/etc/mxfs/incarnation",
   },
@@ -211,6 +214,7 @@ const RULES: Readonly<Record<string, Readonly<Record<string, KeyRule>>>> = {
     port: { field: "port", parse: integer(1, 65535) },
     multicast: { field: "multicast", parse: orNone(multicastAddress) },
     broadcast: { field: "broadcast", parse: orNone(ipv4) },
+    encrypt: { field: "encrypt", parse: boolean },
     uuid_file: { field: "uuidFile", parse: path },
     incarnation_file: { field: "incarnationFile", parse: path },
   },

@@ -224,6 +224,7 @@ class Daemon {
       device: options.device,
       port: nodeConfig.port,
       iface: nodeConfig.iface,
+      encrypt: nodeConfig.encrypt,
       kernel: this.#attached?.setup ?? null,
       engine: engine.memory,
       words: this.#words.buffer,
@@ -643,6 +644,7 @@ class Daemon {
       leaseMs: Math.round(this.#words.leaseUntilMs - now),
       uptimeMs: Math.round(now - this.#startedMs),
       peers: this.#status.get("peers")?.peers ?? [],
+      refusedConnections: this.#status.get("peers")?.refused ?? 0,
       volumes: this.#volumes.all().map((entry) => ({
         volume: entry.id.toString(16),
         device: entry.device,

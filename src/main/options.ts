@@ -50,6 +50,7 @@ export interface GivenOptions {
   readonly multicast?: string | undefined;
   readonly broadcast?: string | undefined;
   readonly peer?: readonly string[] | undefined;
+  readonly encrypt?: string | undefined;
   readonly fence?: string | undefined;
   readonly config?: string | undefined;
   readonly foreground?: boolean | undefined;
@@ -71,6 +72,7 @@ export const OPTIONS = {
   multicast: { type: "string", alias: "m", describe: "discovery group, or none" },
   broadcast: { type: "string", alias: "b", describe: "broadcast address for discovery" },
   peer: { type: "string", array: true, alias: "P", describe: "HOST[:PORT]: no discovery, these peers" },
+  encrypt: { type: "string", choices: ["on", "off"], describe: "seal the connections to peers" },
   fence: { type: "string", choices: ["scsi", "none"], describe: "how dead nodes are kept from writing" },
   config: { type: "string", alias: "c", describe: "configuration file" },
   "lock-records": { type: "number", describe: "lock records on disk, when lockstate is created" },
@@ -188,6 +190,10 @@ export function resolveOptions(given: GivenOptions): DaemonOptions {
   if (fence !== "scsi" && fence !== "none") {
     throw new ConfigError(`--fence ${fence}: expected scsi (persistent reservations) or none (tests only)`);
   }
+  const encrypt = given.encrypt ?? (base.node.encrypt ? "on" : "off");
+  if (encrypt !== "on" && encrypt !== "off") {
+    throw new ConfigError(`--encrypt ${encrypt}: expected on or off`);
+  }
   const none = (value: string | undefined, otherwise: string | null): string | null =>
     value === undefined ? otherwise : value === "none" ? null : value;
   const peers =
@@ -211,6 +217,7 @@ export function resolveOptions(given: GivenOptions): DaemonOptions {
         iface: none(given.iface, base.node.iface),
         multicast: none(given.multicast, base.node.multicast),
         broadcast: none(given.broadcast, base.node.broadcast),
+        encrypt: encrypt === "on",
       },
       peers,
       timing,

@@ -2,11 +2,12 @@
 /**
  * Proof of knowing the cluster key: HMAC-SHA256 codes for AUTH frames and discovery packets.
  *
- * Protocol (include/mxfs/wire.h): the code of AUTH covers the volume, both nodes with their incarnations and
- * both nonces, the sender's first, so that it proves one side of one connection and cannot be reflected or
- * replayed. Codes are compared in constant time.
- * Known weakness: the connection behind AUTH is not encrypted or signed frame by frame; who can write into a
- * TCP stream can inject. And who can read the disk has the key.
+ * Protocol (include/mxfs/wire.h): the code of AUTH covers the volume, both nodes with their incarnations, both
+ * nonces, the sender's first, so that it proves one side of one connection and cannot be reflected or replayed, and
+ * what both have asked for (flags), so that nobody between them can talk them out of it. Codes are compared in
+ * constant time.
+ * Known weakness: without MXFS_HELLO_ENCRYPT the connection behind AUTH is not signed frame by frame; who can write
+ * into a TCP stream can inject. And who can read the disk has the key.
  */
 import { createHmac, timingSafeEqual } from "node:crypto";
 import { MXFS_DISK_CLUSTER_KEY_SIZE, MXFS_WIRE_MAC_SIZE, MXFS_WIRE_NONCE_SIZE } from "./abi.js";
@@ -21,6 +22,9 @@ export interface AuthContext {
   readonly targetIncarnation: number;
   readonly senderNonce: Uint8Array;
   readonly targetNonce: Uint8Array;
+  /** MXFS_HELLO_*, as each side has said them. */
+  readonly senderFlags: number;
+  readonly targetFlags: number;
 }
 
 const LABEL = encodeUtf8("mxfs-auth");
@@ -38,6 +42,18 @@ export function macEquals(expected: Uint8Array, found: Uint8Array): boolean {
   return expected.length === found.length && timingSafeEqual(expected, found);
 }
 
+/** 24 bytes: volume, nodes, incarnations, the sender's first. */
+export function contextBytes(context: AuthContext): Uint8Array {
+  const bytes = new Uint8Array(24);
+  const view = viewOf(bytes);
+  view.setBigUint64(0, assertU64(context.volume, "volume"), true);
+  view.setUint32(8, assertU32(context.sender, "sender"), true);
+  view.setUint32(12, assertU32(context.target, "target"), true);
+  view.setUint32(16, assertU32(context.senderIncarnation, "sender's incarnation"), true);
+  view.setUint32(20, assertU32(context.targetIncarnation, "target's incarnation"), true);
+  return bytes;
+}
+
 /** The 32 bytes of an AUTH body. @throws RangeError for a key or nonce of the wrong size. */
 export function authCode(key: Uint8Array, context: AuthContext): Uint8Array {
   for (const nonce of [context.senderNonce, context.targetNonce]) {
@@ -45,17 +61,20 @@ export function authCode(key: Uint8Array, context: AuthContext): Uint8Array {
       throw new RangeError(`nonce: expected ${MXFS_WIRE_NONCE_SIZE} bytes, found ${nonce.length}`);
     }
   }
-  const at = LABEL.length;
-  const bytes = new Uint8Array(at + 24 + 2 * MXFS_WIRE_NONCE_SIZE);
-  const view = viewOf(bytes);
+  const fixed = contextBytes(context);
+  const flagged = context.senderFlags !== 0 || context.targetFlags !== 0;
+  const nonceAt = LABEL.length + fixed.length;
+  const flagsAt = nonceAt + 2 * MXFS_WIRE_NONCE_SIZE;
+  const bytes = new Uint8Array(flagsAt + (flagged ? 8 : 0));
   bytes.set(LABEL, 0);
-  view.setBigUint64(at, assertU64(context.volume, "volume"), true);
-  view.setUint32(at + 8, assertU32(context.sender, "sender"), true);
-  view.setUint32(at + 12, assertU32(context.target, "target"), true);
-  view.setUint32(at + 16, assertU32(context.senderIncarnation, "sender's incarnation"), true);
-  view.setUint32(at + 20, assertU32(context.targetIncarnation, "target's incarnation"), true);
-  bytes.set(context.senderNonce, at + 24);
-  bytes.set(context.targetNonce, at + 24 + MXFS_WIRE_NONCE_SIZE);
+  bytes.set(fixed, LABEL.length);
+  bytes.set(context.senderNonce, nonceAt);
+  bytes.set(context.targetNonce, nonceAt + MXFS_WIRE_NONCE_SIZE);
+  if (flagged) {
+    const view = viewOf(bytes);
+    view.setUint32(flagsAt, assertU32(context.senderFlags, "sender's flags"), true);
+    view.setUint32(flagsAt + 4, assertU32(context.targetFlags, "target's flags"), true);
+  }
   return hmac(key, bytes);
 }
 

@@ -187,6 +187,9 @@ export class FrameParser {
   /** A number: no connection sees 2^53 frames. */
   #lastSeq = 0;
   #endpoints: FrameEndpoints | null = null;
+  #stopping = false;
+  /** Longest body that is taken, bytes. */
+  bodyMax: number = MXFS_WIRE_BODY_MAX;
   #broken: WireError | null = null;
 
   /** Number of the last frame accepted. */
@@ -199,6 +202,11 @@ export class FrameParser {
     this.#endpoints = endpoints;
   }
 
+  /** From within `onFrame`: `push` returns behind this frame, since what follows is not for this parser as it is. */
+  stop(): void {
+    this.#stopping = true;
+  }
+
   /** Whether bytes of an unfinished frame are held (an end of the stream now is a truncation). */
   get partial(): boolean {
     return this.#headerFill > 0 || this.#header !== null;
@@ -208,9 +216,10 @@ export class FrameParser {
    * Takes the next bytes of the stream; calls `onFrame` for each frame they complete, in order.
    * `chunk` must not be written to afterwards. What `onFrame` throws passes through and breaks the parser, for
    * the rest of the piece is lost with it.
+   * @returns how many bytes were taken: all, unless `stop` was called.
    * @throws WireError, and the same one again on every later call.
    */
-  push(chunk: Uint8Array, onFrame: (frame: Frame) => void): void {
+  push(chunk: Uint8Array, onFrame: (frame: Frame) => void): number {
     if (this.#broken !== null) throw this.#broken;
     let at = 0;
     const view = viewOf(chunk);
@@ -222,7 +231,7 @@ export class FrameParser {
           header.bytes = chunk;
           header.bodyAt = at;
           at += header.length;
-          this.#deliver(header, onFrame);
+          if (this.#deliver(header, onFrame)) return at;
           continue;
         }
         this.#header = header;
@@ -231,7 +240,7 @@ export class FrameParser {
         this.#headerBytes.set(chunk.subarray(at, at + taken), this.#headerFill);
         this.#headerFill += taken;
         at += taken;
-        if (this.#headerFill < MXFS_WIRE_HEADER_SIZE) return;
+        if (this.#headerFill < MXFS_WIRE_HEADER_SIZE) return at;
         this.#headerFill = 0;
         this.#header = this.#accept(viewOf(this.#headerBytes), 0);
       }
@@ -246,17 +255,19 @@ export class FrameParser {
         this.#body.set(chunk.subarray(at, at + taken), this.#bodyFill);
         this.#bodyFill += taken;
         at += taken;
-        if (this.#bodyFill < header.length) return;
+        if (this.#bodyFill < header.length) return at;
         header.bytes = this.#body;
       }
       this.#header = null;
       this.#body = null;
       this.#bodyFill = 0;
-      this.#deliver(header, onFrame);
+      if (this.#deliver(header, onFrame)) return at;
     }
+    return at;
   }
 
-  #deliver(frame: ParsedFrame, onFrame: (frame: Frame) => void): void {
+  /** @returns whether `stop` was called. */
+  #deliver(frame: ParsedFrame, onFrame: (frame: Frame) => void): boolean {
     try {
       onFrame(frame);
     } catch (error) {
@@ -266,11 +277,20 @@ export class FrameParser {
           : new WireError("WIRE_SEQ", `frame ${frame.seq} was not taken (${error}): the connection is over`);
       throw error;
     }
+    const stopped = this.#stopping;
+    this.#stopping = false;
+    return stopped;
   }
 
   #accept(view: DataView, at: number): ParsedFrame {
     try {
       const header = decodeHeaderAt(view, at);
+      if (header.length > this.bodyMax) {
+        throw new WireError(
+          "WIRE_LENGTH",
+          `frame body: at most ${this.bodyMax} bytes here, announced ${header.length}`,
+        );
+      }
       const seq = header.seqHigh * 2 ** 32 + header.seqLow;
       if (seq !== this.#lastSeq + 1) {
         throw new WireError("WIRE_SEQ", `frame seq: expected ${this.#lastSeq + 1}, found ${header.seq}`);

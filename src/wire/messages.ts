@@ -9,6 +9,7 @@
  */
 import {
   MXFS_FSOP_PAYLOAD_MAX,
+  MXFS_HELLO_ENCRYPT,
   MXFS_NL_DATA_MAX,
   MXFS_NODE_COUNT_MAX,
   MXFS_ROLE_MEMBER,
@@ -36,7 +37,7 @@ import {
 
 // ---- HELLO, AUTH, ERROR -----------------------------------------------------------------------------------
 
-/** 0 version u32   4 zero u32   8 volume u64   16 node u32   20 incarnation u32   24 nonce[32] */
+/** 0 version u32   4 flags u32   8 volume u64   16 node u32   20 incarnation u32   24 nonce[32] */
 export const HELLO_SIZE = 24 + MXFS_WIRE_NONCE_SIZE;
 
 export interface Hello {
@@ -45,7 +46,11 @@ export interface Hello {
   readonly incarnation: number;
   /** MXFS_WIRE_NONCE_SIZE random bytes. */
   readonly nonce: Uint8Array;
+  /** MXFS_HELLO_* */
+  readonly flags: number;
 }
+
+const HELLO_FLAGS = MXFS_HELLO_ENCRYPT;
 
 export function encodeHello(hello: Hello): Uint8Array<ArrayBuffer> {
   if (hello.nonce.length !== MXFS_WIRE_NONCE_SIZE) {
@@ -54,6 +59,7 @@ export function encodeHello(hello: Hello): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(HELLO_SIZE);
   const view = viewOf(bytes);
   view.setUint32(0, MXFS_WIRE_VERSION, true);
+  view.setUint32(4, assertU32(hello.flags, "flags"), true);
   view.setBigUint64(8, assertU64(hello.volume, "volume"), true);
   view.setUint32(16, assertU32(hello.node, "node"), true);
   view.setUint32(20, assertU32(hello.incarnation, "incarnation"), true);
@@ -61,7 +67,7 @@ export function encodeHello(hello: Hello): Uint8Array<ArrayBuffer> {
   return bytes;
 }
 
-/** @throws WireError WIRE_LENGTH, WIRE_VERSION */
+/** @throws WireError WIRE_LENGTH, WIRE_VERSION, WIRE_FIELD */
 export function decodeHello(body: Uint8Array): Hello {
   exactLength(body, HELLO_SIZE, "HELLO");
   const view = viewOf(body);
@@ -72,10 +78,15 @@ export function decodeHello(body: Uint8Array): Hello {
       `HELLO of protocol version ${version}, expected ${MXFS_WIRE_VERSION}`,
     );
   }
+  const flags = view.getUint32(4, true);
+  if ((flags & ~HELLO_FLAGS) !== 0) {
+    throw new WireError("WIRE_FIELD", `HELLO flags: ${flags.toString(16)}: not known to this version`);
+  }
   return {
     volume: view.getBigUint64(8, true),
     node: view.getUint32(16, true),
     incarnation: view.getUint32(20, true),
+    flags,
     nonce: body.slice(24, HELLO_SIZE),
   };
 }

@@ -145,6 +145,7 @@ const net = new PeerNetwork(
     volume: setup.volume,
     port: setup.port,
     iface: setup.iface,
+    encrypt: setup.encrypt,
   },
   {
     up(node, incarnation) {
@@ -158,7 +159,10 @@ const net = new PeerNetwork(
       showPeers();
     },
     frame: takeFrame,
-    log: (level, text, fields) => shell.log(level, text, fields),
+    log(level, text, fields) {
+      shell.log(level, text, fields);
+      showPeers();
+    },
   },
 );
 
@@ -166,7 +170,10 @@ function showPeers(): void {
   shell.toMain({
     kind: "status",
     part: "peers",
-    status: { peers: net.peers().map((entry) => ({ ...entry, node: entry.node.toString(16) })) },
+    status: {
+      refused: net.refusedCount,
+      peers: net.peers().map((entry) => ({ ...entry, node: entry.node.toString(16) })),
+    },
   });
 }
 

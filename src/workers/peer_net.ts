@@ -23,8 +23,15 @@ import { randomBytes } from "node:crypto";
 import { createServer, connect as dial, type Server, type Socket } from "node:net";
 import { networkInterfaces } from "node:os";
 import { setBindToDevice, socketFd } from "../../native/index.js";
-import { MXFS_WIRE_NONCE_SIZE, WireType } from "../wire/abi.js";
-import { authCode, verifyAuth } from "../wire/auth.js";
+import {
+  MXFS_HANDSHAKE_BODY_MAX,
+  MXFS_HELLO_ENCRYPT,
+  MXFS_SEAL_PLAIN_MAX,
+  MXFS_WIRE_BODY_MAX,
+  MXFS_WIRE_NONCE_SIZE,
+  WireType,
+} from "../wire/abi.js";
+import { type AuthContext, authCode, verifyAuth } from "../wire/auth.js";
 import { WireError } from "../wire/error.js";
 import { type Frame, FrameParser, FrameWriter } from "../wire/frame.js";
 import {
@@ -35,6 +42,7 @@ import {
   encodeHello,
   type Hello,
 } from "../wire/messages.js";
+import { Opener, Sealer, SealKey } from "../wire/seal.js";
 
 const HANDSHAKE_MS = 10_000;
 const PROBE_MS = 3_000;
@@ -51,6 +59,8 @@ export interface PeerNetOptions {
   readonly volume: bigint;
   readonly port: number;
   readonly iface: string | null;
+  /** Connections are sealed. If only one side asks for it, they are, too. */
+  readonly encrypt: boolean;
 }
 
 export interface PeerNetEvents {
@@ -91,6 +101,12 @@ class Connection {
   readonly #nonce = new Uint8Array(randomBytes(MXFS_WIRE_NONCE_SIZE));
   readonly #writer: FrameWriter;
   readonly #parser = new FrameParser();
+  /** Sealed connections: each from AUTH on. */
+  #sealer: Sealer | null = null;
+  #opener: Opener | null = null;
+  /** Frames of this turn of the event loop, to be sealed in one record. */
+  #plain: Uint8Array | null = null;
+  #plainFill = 0;
   readonly #timer: NodeJS.Timeout;
 
   constructor(
@@ -104,9 +120,10 @@ class Connection {
     this.#timer = setTimeout(() => this.close("handshake took too long", true), HANDSHAKE_MS);
     socket.setNoDelay(true);
     socket.setKeepAlive(true, 5_000);
+    this.#parser.bodyMax = MXFS_HANDSHAKE_BODY_MAX;
     socket.on("data", (chunk: Buffer) => {
       try {
-        this.#parser.push(chunk, (frame) => this.#receive(frame));
+        this.#take(chunk);
       } catch (error) {
         this.refuse(
           error instanceof Error ? error.message : String(error),
@@ -120,14 +137,40 @@ class Connection {
 
   start(): void {
     const { volume, self, incarnation } = this.net.options;
-    this.send(WireType.HELLO, 0n, encodeHello({ volume, node: self, incarnation, nonce: this.#nonce }));
+    const nonce = this.#nonce;
+    this.send(
+      WireType.HELLO,
+      0n,
+      encodeHello({ volume, node: self, incarnation, nonce, flags: this.#flags }),
+    );
+  }
+
+  get sealed(): boolean {
+    return this.#sealer !== null;
+  }
+
+  get #flags(): number {
+    return this.net.options.encrypt ? MXFS_HELLO_ENCRYPT : 0;
+  }
+
+  #take(chunk: Uint8Array): void {
+    const onFrame = (frame: Frame): void => this.#receive(frame);
+    let rest = chunk;
+    if (this.#opener === null) {
+      const taken = this.#parser.push(chunk, onFrame);
+      rest = chunk.subarray(taken);
+    }
+    // AUTH may have come with the first sealed record behind it.
+    if (rest.length > 0) {
+      this.#opener?.push(rest, (plain) => this.#parser.push(plain, onFrame));
+    }
   }
 
   send(type: (typeof WireType)[keyof typeof WireType], epoch: bigint, body: Uint8Array): boolean {
     if (this.state === "closed") {
       return false;
     }
-    if (this.socket.writableLength > WRITE_BYTES_MAX) {
+    if (this.socket.writableLength + this.#plainFill > WRITE_BYTES_MAX) {
       this.close(`${this.socket.writableLength} bytes wait to be sent: the peer does not read`, false);
       return false;
     }
@@ -137,18 +180,53 @@ class Connection {
       this.socket.cork();
       process.nextTick(() => {
         this.#corked = false;
+        this.#sealAll();
         this.socket.uncork();
       });
     }
-    this.socket.write(this.#writer.encode(type, epoch, body));
+    const frame = this.#writer.encode(type, epoch, body);
+    if (this.#sealer === null) {
+      this.socket.write(frame);
+    } else {
+      this.#toSeal(frame);
+    }
     return true;
+  }
+
+  /** A frame is never longer than a record. */
+  #toSeal(frame: Uint8Array): void {
+    if (this.#plainFill + frame.length > MXFS_SEAL_PLAIN_MAX) {
+      this.#sealAll();
+    }
+    const fill = this.#plainFill + frame.length;
+    if (this.#plain === null || fill > this.#plain.length) {
+      const longer = new Uint8Array(Math.min(MXFS_SEAL_PLAIN_MAX, Math.max(4096, 2 * fill)));
+      longer.set(this.#plain?.subarray(0, this.#plainFill) ?? NO_BODY);
+      this.#plain = longer;
+    }
+    this.#plain.set(frame, this.#plainFill);
+    this.#plainFill = fill;
+  }
+
+  #sealAll(): void {
+    if (this.#sealer === null || this.#plain === null || this.#plainFill === 0) {
+      return;
+    }
+    const plain = this.#plain.subarray(0, this.#plainFill);
+    this.#plainFill = 0;
+    if (!this.socket.writable) {
+      return;
+    }
+    for (const piece of this.#sealer.seal(plain)) {
+      this.socket.write(piece);
+    }
   }
 
   /** Says why, then closes. */
   refuse(reason: string, errno: number): void {
     if (this.state !== "closed") {
       this.send(WireType.ERROR, 0n, encodeError({ errno, message: reason }));
-      this.close(reason, this.state !== "up");
+      this.close(reason, true);
     }
   }
 
@@ -162,6 +240,7 @@ class Connection {
     if (this.probe !== null) {
       clearTimeout(this.probe);
     }
+    this.#sealAll();
     this.socket.destroySoon();
     this.net.closed(this, before, reason, refused);
   }
@@ -229,20 +308,27 @@ class Connection {
     this.#writer.target = hello.node;
     this.#parser.expect({ sender: hello.node, target: self });
     this.state = "auth";
-    this.send(
-      WireType.AUTH,
-      0n,
-      authCode(key, {
-        volume,
-        sender: self,
-        target: hello.node,
-        senderIncarnation: incarnation,
-        targetIncarnation: hello.incarnation,
-        senderNonce: this.#nonce,
-        targetNonce: hello.nonce,
-      }),
-    );
+    const context: AuthContext = {
+      volume,
+      sender: self,
+      target: hello.node,
+      senderIncarnation: incarnation,
+      targetIncarnation: hello.incarnation,
+      senderNonce: this.#nonce,
+      targetNonce: hello.nonce,
+      senderFlags: this.#flags,
+      targetFlags: hello.flags,
+    };
+    this.send(WireType.AUTH, 0n, authCode(key, context));
+    if (this.#encrypts(hello)) {
+      this.#sealer = new Sealer(SealKey.derive(key, context));
+    }
     this.#sentAuth = true;
+  }
+
+  /** One side is enough: who asked for it never talks in the clear. */
+  #encrypts(peer: Hello): boolean {
+    return ((this.#flags | peer.flags) & MXFS_HELLO_ENCRYPT) !== 0;
   }
 
   #auth(code: Uint8Array): void {
@@ -252,23 +338,27 @@ class Connection {
       throw new WireError("WIRE_TYPE", "AUTH out of turn");
     }
     const { volume, self, incarnation } = this.net.options;
-    const right = verifyAuth(
-      key,
-      {
-        volume,
-        sender: peer.node,
-        target: self,
-        senderIncarnation: peer.incarnation,
-        targetIncarnation: incarnation,
-        senderNonce: peer.nonce,
-        targetNonce: this.#nonce,
-      },
-      code,
-    );
+    const context: AuthContext = {
+      volume,
+      sender: peer.node,
+      target: self,
+      senderIncarnation: peer.incarnation,
+      targetIncarnation: incarnation,
+      senderNonce: peer.nonce,
+      targetNonce: this.#nonce,
+      senderFlags: peer.flags,
+      targetFlags: this.#flags,
+    };
+    const right = verifyAuth(key, context, code);
     if (!right) {
       throw new WireError("WIRE_MAC", "wrong cluster key");
     }
     this.#provedPeer = true;
+    this.#parser.bodyMax = MXFS_WIRE_BODY_MAX;
+    if (this.#encrypts(peer)) {
+      this.#opener = new Opener(SealKey.derive(key, context));
+      this.#parser.stop();
+    }
     clearTimeout(this.#timer);
     this.state = "ready";
     this.net.ready(this);
@@ -373,11 +463,12 @@ export class PeerNetwork {
     return this.#up.has(node);
   }
 
-  peers(): { node: number; address: string; queuedBytes: number }[] {
+  peers(): { node: number; address: string; queuedBytes: number; sealed: boolean }[] {
     return Array.from(this.#up, ([node, connection]) => ({
       node,
       address: connection.source,
       queuedBytes: connection.socket.writableLength,
+      sealed: connection.sealed,
     }));
   }
 
@@ -545,6 +636,10 @@ export class PeerNetwork {
       this.#refusals.clear();
     }
     this.#refusals.set(source, { since: now, count: 0 });
-    this.events.log("warn", `connection refused: ${reason}`, { source, more: entry?.count ?? 0 });
+    this.events.log("warn", `connection refused: ${reason}`, {
+      source,
+      more: entry?.count ?? 0,
+      refused: this.refusedCount,
+    });
   }
 }

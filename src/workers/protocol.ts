@@ -53,6 +53,8 @@ export interface WorkerSetup {
   /** TCP port that was asked for. */
   readonly port: number;
   readonly iface: string | null;
+  /** Connections to peers are sealed. */
+  readonly encrypt: boolean;
   readonly kernel: KernelSetup | null;
   /** The lock table. */
   readonly engine: SharedMemory;

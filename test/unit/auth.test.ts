@@ -16,6 +16,8 @@ const CONTEXT: AuthContext = {
   targetIncarnation: 4,
   senderNonce: random.bytes(32),
   targetNonce: random.bytes(32),
+  senderFlags: 0,
+  targetFlags: 0,
 };
 
 test("the code is HMAC-SHA256 over the bytes that wire.h lists", () => {
@@ -26,6 +28,15 @@ test("the code is HMAC-SHA256 over the bytes that wire.h lists", () => {
   });
   const bytes = Buffer.concat([Buffer.from("mxfs-auth"), numbers, CONTEXT.senderNonce, CONTEXT.targetNonce]);
   assert.equal([...authCode(KEY, CONTEXT)], [...createHmac("sha256", KEY).update(bytes).digest()]);
+});
+
+test("flags are covered by the code, the sender's first", () => {
+  const plain = authCode(KEY, CONTEXT);
+  const flagged = authCode(KEY, { ...CONTEXT, senderFlags: 1 });
+  assert.not.equal(flagged, plain);
+  assert.not.equal(flagged, authCode(KEY, { ...CONTEXT, targetFlags: 1 }));
+  // Who was told of other flags than were sent computes another code: nobody between them can take them away.
+  assert.is(verifyAuth(KEY, CONTEXT, flagged), false);
 });
 
 test("HMAC-SHA256 gives what another implementation gave (Python's hmac)", () => {
@@ -45,6 +56,8 @@ test("the right code is believed, and not for any other node, volume, incarnatio
     { targetIncarnation: 9 },
     { senderNonce: new Uint8Array(32) },
     { targetNonce: new Uint8Array(32) },
+    { senderFlags: 1 },
+    { targetFlags: 1 },
   ];
   for (const other of others) assert.is(verifyAuth(KEY, { ...CONTEXT, ...other }, code), false);
   assert.is(verifyAuth(new Uint8Array(32), CONTEXT, code), false);

@@ -192,12 +192,17 @@ test("a message that the receiver would refuse is not sent", () => {
 });
 
 test("HELLO, AUTH, ERROR and fsop parts are read as they were written, and not in any other length", () => {
-  const hello = { volume: U64_MAX, node: 5, incarnation: 6, nonce: new Random(1).bytes(32) };
+  const hello = { volume: U64_MAX, node: 5, incarnation: 6, nonce: new Random(1).bytes(32), flags: 1 };
   const helloBytes = encodeHello(hello);
   assert.equal(decodeHello(helloBytes), hello);
   assert.is(
     codeOf(() => decodeHello(helloBytes.subarray(1))),
     "WIRE_LENGTH",
+  );
+  helloBytes[4] = 2;
+  assert.is(
+    codeOf(() => decodeHello(helloBytes)),
+    "WIRE_FIELD",
   );
   helloBytes[0] = 2;
   assert.is(
@@ -338,7 +343,7 @@ test("addresses are read in every usual form and written in one", () => {
 
 test("damaged bodies are refused with a WireError or accepted, and never anything else (seeds 1 to 4000)", () => {
   const decoders: [Uint8Array, (bytes: Uint8Array) => unknown][] = [
-    [encodeHello({ volume: 1n, node: 1, incarnation: 1, nonce: new Uint8Array(32) }), decodeHello],
+    [encodeHello({ volume: 1n, node: 1, incarnation: 1, nonce: new Uint8Array(32), flags: 0 }), decodeHello],
     [encodeError({ errno: 5, message: "lost" }), decodeError],
     [encodeFsopPart({ id: 1n, offset: 0, total: 9, data: new Uint8Array(9) }), decodeFsopPart],
     [encodeLockEntries([entry, entry]), (bytes) => decodeLockEntries(bytes, 64)],

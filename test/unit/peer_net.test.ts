@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
-import { connect } from "node:net";
+import { connect, createServer, type Server } from "node:net";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
-import { WireType } from "../../src/wire/abi.js";
+import { MXFS_HANDSHAKE_BODY_MAX, MXFS_WIRE_VERSION, WireType } from "../../src/wire/abi.js";
+import { FrameParser, FrameWriter } from "../../src/wire/frame.js";
+import { decodeError } from "../../src/wire/messages.js";
 import { PeerNetwork } from "../../src/workers/peer_net.js";
 
 interface Event {
@@ -17,7 +19,7 @@ class Side {
   port = 0;
   #waiters: (() => void)[] = [];
 
-  constructor(self: number, key: Uint8Array | null, volume = 7n) {
+  constructor(self: number, key: Uint8Array | null, volume = 7n, encrypt = false) {
     const note = (what: string, node: number, text: string): void => {
       this.events.push({ what, node, text });
       for (const waiter of this.#waiters.splice(0)) {
@@ -25,7 +27,7 @@ class Side {
       }
     };
     this.net = new PeerNetwork(
-      { self, incarnation: self * 10, volume, port: 0, iface: null },
+      { self, incarnation: self * 10, volume, port: 0, iface: null, encrypt },
       {
         up: (node, incarnation) => note("up", node, String(incarnation)),
         lost: (node, reason) => note("lost", node, reason),
@@ -55,12 +57,12 @@ class Side {
 const KEY = new Uint8Array(32).fill(3);
 const test = suite<{
   sides: Side[];
-  make: (self: number, key?: Uint8Array | null, volume?: bigint) => Promise<Side>;
+  make: (self: number, key?: Uint8Array | null, volume?: bigint, encrypt?: boolean) => Promise<Side>;
 }>("peer network");
 test.before.each((context) => {
   context.sides = [];
-  context.make = async (self, key = KEY, volume = 7n) => {
-    const side = new Side(self, key, volume);
+  context.make = async (self, key = KEY, volume = 7n, encrypt = false) => {
+    const side = new Side(self, key, volume, encrypt);
     context.sides.push(side);
     side.port = await side.net.listen();
     return side;
@@ -143,6 +145,189 @@ test("a broken connection is reported and dialled again", async ({ make }) => {
   await a.until("lost");
   await a.until("up", 2);
   await b.until("up", 2);
+});
+
+/** Between a and b: shows and may change what goes through. */
+async function between(
+  to: Side,
+  change: (chunk: Buffer, toServer: boolean) => Buffer,
+): Promise<{ server: Server; port: number; seen: () => Buffer }> {
+  const seen: Buffer[] = [];
+  const server = createServer((near) => {
+    const far = connect(to.port, "127.0.0.1");
+    for (const [from, into, toServer] of [
+      [near, far, true],
+      [far, near, false],
+    ] as const) {
+      from.on("data", (chunk: Buffer) => {
+        seen.push(chunk);
+        into.write(change(chunk, toServer));
+      });
+      from.on("error", () => undefined);
+      from.on("close", () => into.destroy());
+    }
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const address = server.address();
+  const port = typeof address === "object" && address !== null ? address.port : 0;
+  return { server, port, seen: () => Buffer.concat(seen) };
+}
+
+const SECRET = "nobody between them reads this";
+
+test("one side that asks for it is enough: what is said is sealed, and arrives in order", async ({
+  make,
+}) => {
+  for (const [low, high] of [
+    [true, false],
+    [false, true],
+    [true, true],
+  ] as const) {
+    const a = await make(1, KEY, 7n, low);
+    const b = await make(2, KEY, 7n, high);
+    const wire = await between(b, (chunk) => chunk);
+    a.net.connect(2, "127.0.0.1", wire.port);
+    await Promise.all([a.until("up"), b.until("up")]);
+    assert.is(a.net.peers()[0]?.sealed, true);
+    for (let i = 0; i < 50; i++)
+      a.net.send(2, WireType.LEASE_ACK, 1n, new TextEncoder().encode(`${SECRET} ${i}`));
+    // Longer together than one record.
+    for (let i = 0; i < 5; i++) b.net.send(1, WireType.LEASE_ACK, 1n, new Uint8Array(65_536).fill(0x41 + i));
+    assert.is((await b.until("frame", 50)).text, `${WireType.LEASE_ACK}:${SECRET} 49`);
+    assert.is((await a.until("frame", 5)).text, `${WireType.LEASE_ACK}:${"E".repeat(65_536)}`);
+    assert.not.ok(wire.seen().includes(SECRET));
+    await Promise.all([a.net.close(), b.net.close()]);
+    wire.server.close();
+  }
+});
+
+test("without it frames are in the clear (so the test above can fail)", async ({ make }) => {
+  const a = await make(1);
+  const b = await make(2);
+  const wire = await between(b, (chunk) => chunk);
+  a.net.connect(2, "127.0.0.1", wire.port);
+  await a.until("up");
+  a.net.send(2, WireType.LEASE_ACK, 1n, new TextEncoder().encode(SECRET));
+  await b.until("frame");
+  assert.is(a.net.peers()[0]?.sealed, false);
+  assert.ok(wire.seen().includes(SECRET));
+  await a.net.close();
+  wire.server.close();
+});
+
+test("nobody between two nodes can talk them out of sealing", async ({ make }) => {
+  const a = await make(1, KEY, 7n, true);
+  const b = await make(2, KEY, 7n, true);
+  // The flags in both HELLOs, which come first.
+  const done = new Set<boolean>();
+  const wire = await between(b, (chunk, toServer) => {
+    if (!done.has(toServer)) {
+      done.add(toServer);
+      chunk.writeUInt32LE(0, 44);
+    }
+    return chunk;
+  });
+  a.net.connect(2, "127.0.0.1", wire.port);
+  assert.match((await b.until("log")).text, /wrong cluster key/);
+  assert.is(a.count("up") + b.count("up"), 0);
+  await a.net.close();
+  wire.server.close();
+});
+
+test("a changed byte on a sealed connection ends it, and nothing of the record is taken", async ({
+  make,
+}) => {
+  const a = await make(1, KEY, 7n, true);
+  const b = await make(2, KEY, 7n, true);
+  let damage = false;
+  const wire = await between(b, (chunk, toServer) => {
+    if (damage && toServer) {
+      chunk[20] = (chunk[20] as number) ^ 1;
+    }
+    return chunk;
+  });
+  a.net.connect(2, "127.0.0.1", wire.port);
+  await Promise.all([a.until("up"), b.until("up")]);
+  damage = true;
+  a.net.send(2, WireType.LEASE_ACK, 1n, new TextEncoder().encode("x"));
+  assert.match((await b.until("lost")).text, /does not open/);
+  assert.is(b.count("frame"), 0);
+  assert.ok(b.net.refusedCount >= 1);
+  damage = false;
+  await a.until("up", 2);
+  await a.net.close();
+  wire.server.close();
+});
+
+test("two versions meet: each says which the other speaks, once a minute, and the connection ends", async ({
+  make,
+}) => {
+  const a = await make(1);
+  const said: string[] = [];
+  for (let round = 0; round < 3; round++) {
+    await new Promise<void>((resolve) => {
+      // A node of the next version: header and ERROR are the same in all versions.
+      const body = new Uint8Array(60);
+      const hello = new FrameWriter(2, 1).encode(WireType.HELLO, 0n, body);
+      new DataView(hello.buffer).setUint16(4, MXFS_WIRE_VERSION + 1, true);
+      const socket = connect(a.port, "127.0.0.1", () => socket.write(hello));
+      const parser = new FrameParser();
+      socket.on("data", (chunk: Buffer) => {
+        parser.push(chunk, (frame) => {
+          if (frame.type === WireType.ERROR) said.push(decodeError(frame.body).message);
+        });
+      });
+      socket.on("error", () => undefined);
+      socket.on("close", () => resolve());
+    });
+  }
+  const expected = `peer speaks wire version ${MXFS_WIRE_VERSION + 1}, this node ${MXFS_WIRE_VERSION}: install the same MXFS on both`;
+  assert.equal(said, [expected, expected, expected]);
+  const logs = a.events.filter((event) => event.what === "log");
+  assert.equal(
+    logs.map((event) => event.text),
+    [`connection refused: ${expected}`],
+  );
+  assert.is(a.net.refusedCount, 3);
+});
+
+test("before AUTH a long body is refused when it is announced", async ({ make }) => {
+  const a = await make(1);
+  await new Promise<void>((resolve) => {
+    const frame = new FrameWriter(2, 0).encode(
+      WireType.HELLO,
+      0n,
+      new Uint8Array(MXFS_HANDSHAKE_BODY_MAX + 1),
+    );
+    const socket = connect(a.port, "127.0.0.1", () => socket.write(frame.subarray(0, 40)));
+    socket.on("error", () => undefined);
+    socket.on("data", () => undefined);
+    socket.on("close", () => resolve());
+  });
+  assert.match((await a.until("log")).text, /at most 2048 bytes here, announced 2049/);
+});
+
+test("an AUTH that was recorded proves nothing on another connection", async ({ make }) => {
+  const a = await make(1);
+  const b = await make(2);
+  const recorded: Buffer[] = [];
+  const wire = await between(b, (chunk, toServer) => {
+    if (toServer) recorded.push(Buffer.from(chunk));
+    return chunk;
+  });
+  a.net.connect(2, "127.0.0.1", wire.port);
+  await Promise.all([a.until("up"), b.until("up")]);
+  await a.net.close();
+  await b.until("lost");
+  await new Promise<void>((resolve) => {
+    const socket = connect(b.port, "127.0.0.1", () => socket.write(Buffer.concat(recorded)));
+    socket.on("error", () => undefined);
+    socket.on("data", () => undefined);
+    socket.on("close", () => resolve());
+  });
+  assert.match((await b.until("log")).text, /wrong cluster key/);
+  assert.is(b.count("up"), 1);
+  wire.server.close();
 });
 
 test.run();

@@ -38,6 +38,7 @@
 #include <linux/kernel.h>
 #include <linux/list.h>
 #include <linux/mutex.h>
+#include <linux/percpu.h>
 #include <linux/percpu-refcount.h>
 #include <linux/refcount.h>
 #include <linux/spinlock.h>
@@ -80,6 +81,7 @@ struct mxfs_gate {
 	bool overdue;			/* the lease's end has been noticed */
 	bool force;			/* a shut in progress does not wait for those inside any longer */
 	atomic64_t lease_until;		/* CLOCK_BOOTTIME ms; 0: none yet */
+	u64 lease_until_ns;		/* the same, a tick earlier: for the clock of the last tick */
 	atomic_t fenced;		/* 1: final */
 	struct mutex mutex;		/* shut against open */
 	struct delayed_work zap;	/* at the lease's end: unmaps what user space sees */
@@ -125,6 +127,8 @@ struct mxfs_lock_ops {
 	/* Pins / unpins the object around asynchronous work: igrab / iput for inodes. get: false = going away. */
 	bool (*get)(struct mxfs_lock *lk);
 	void (*put)(struct mxfs_lock *lk);
+	/* Whether an unused lock may go when the cache is too large: nothing needs it soon. No function: yes. No sleep. */
+	bool (*idle)(struct mxfs_lock *lk);
 	/*
 	 * How long, in jiffies, a use that has just ended may be followed by another one in spite of a BAST, because
 	 * the two are parts of one thing (a fault and its page_mkwrite). 0, or no function: not at all. Must not sleep.
@@ -148,6 +152,16 @@ struct mxfs_lock {
 	u64 lock_id;
 	u64 ino, offset;
 	u32 type;
+	u32 inode_gen;			/* the inode's generation: part of what is locked, since inode numbers come again */
+	struct mxfs_lock *cover;	/* MXFS_LF_COVERED: whose EX stands for this lock, too; under cover_spin */
+	struct list_head cover_list;	/* in cover's `covered` or `telling` */
+	struct list_head covered;	/* locks that this one's EX stands for, */
+	struct list_head telling;	/* and those that are being asked for now; under cover_spin */
+	unsigned int telling_count;
+	bool sync_all;			/* something was changed under a covered lock that is gone: a sync of all, not of this inode */
+	bool dead;			/* the inode is gone for good */
+	bool given;			/* the trimming of the cache has asked for it back */
+	bool recent;			/* used since the trimming of the cache came by */
 	spinlock_t spin;
 	wait_queue_head_t wait;
 	u32 seq;			/* of the outstanding request */
@@ -173,6 +187,7 @@ struct mxfs_lock {
 #define MXFS_LOCK_CACHED 2 /* only from the cache: -EAGAIN instead of any message */
 #define MXFS_LOCK_NOINTR 4 /* not killable: recall and write-back contexts */
 
+/* `lk` is zeroed memory. */
 void mxfs_lock_init(struct mxfs_sb_info *sbi, struct mxfs_lock *lk, const struct mxfs_lock_ops *ops, void *owner,
 		    u32 type, u64 ino, u64 offset);
 /* Forgets the lock; releases it at the daemon asynchronously. No users may be left. Never sleeps for the daemon. */
@@ -180,6 +195,27 @@ void mxfs_lock_destroy(struct mxfs_lock *lk);
 /* 0, -EAGAIN, -ERESTARTSYS, -EIO (fenced), -EDEADLK, -ETIMEDOUT never by itself. Not inside the gate. */
 int mxfs_lock_get(struct mxfs_lock *lk, int mode, unsigned int flags);
 void mxfs_lock_put(struct mxfs_lock *lk, int mode);
+/*
+ * The lock of an inode that was just made under `parent`, which the caller holds in EX: as mxfs_lock_get() in `mode`, without
+ * asking anybody, since nobody else can reach the inode. False: not now, ask for it.
+ */
+bool mxfs_lock_get_born(struct mxfs_lock *lk, struct mxfs_lock *parent, int mode);
+/* Its inode has a name under `parent` now instead; the caller holds both parents in EX. */
+void mxfs_lock_moved(struct mxfs_lock *lk, struct mxfs_lock *parent);
+/*
+ * Before the inode can be reached by another way than through the lock that covers its own: makes its lock known to the
+ * cluster. The caller holds it. 0, -ERESTARTSYS, -ENOLCK, -EIO.
+ */
+int mxfs_lock_tell(struct mxfs_lock *lk);
+/*
+ * What was changed under `lk` need not be durable yet when it is given up: others can reach it only behind another lock
+ * (the cover), or there are none (solo), and who gives that up sees to it.
+ */
+bool mxfs_lock_defer_clean(struct mxfs_lock *lk);
+/* Asks for a lock without waiting: the get that follows finds the answer, or waits for it. Not for one that is held already. */
+void mxfs_lock_ask_ahead(struct mxfs_lock *lk, int mode);
+/* Sends what was asked ahead. */
+void mxfs_lock_ask_flush(struct mxfs_sb_info *sbi);
 /* True while `mode` is cached, no BAST is pending and the lease is valid. A hint without get; RCU-safe. */
 bool mxfs_lock_is_cached(struct mxfs_lock *lk, int mode);
 static inline u64 mxfs_lock_gen(struct mxfs_lock *lk)
@@ -189,6 +225,12 @@ static inline u64 mxfs_lock_gen(struct mxfs_lock *lk)
 static inline void mxfs_lock_dirtied(struct mxfs_lock *lk)
 {
 	WRITE_ONCE(lk->dirtied, true);
+}
+/* After a use that took no lock: it shall not be the first to go. */
+static inline void mxfs_lock_used(struct mxfs_lock *lk)
+{
+	if (!READ_ONCE(lk->recent))
+		WRITE_ONCE(lk->recent, true);
 }
 /* Give the lock up to `mode` now, as if a BAST had come; waits until done (MXFS_LOCK_NOINTR honoured). */
 int mxfs_lock_drop(struct mxfs_lock *lk, int mode, unsigned int flags);
@@ -213,8 +255,12 @@ int mxfs_dlm_init(struct mxfs_sb_info *sbi);
 void mxfs_dlm_destroy(struct mxfs_sb_info *sbi);
 /* From netlink (queued by it, in order): entries in host memory, little endian. */
 void mxfs_dlm_receive(struct mxfs_sb_info *sbi, int cmd, const struct mxfs_lock_entry *entries, int count);
-int mxfs_dlm_dump(struct mxfs_sb_info *sbi, u64 epoch); /* freeze, dump; sends LOCK_DUMP messages */
-void mxfs_dlm_view(struct mxfs_sb_info *sbi, u64 epoch); /* resume */
+/* Freezes, sends LOCK_DUMP messages. solo: tells nothing, the next view has no other node. */
+int mxfs_dlm_dump(struct mxfs_sb_info *sbi, u64 epoch, bool solo);
+void mxfs_dlm_view(struct mxfs_sb_info *sbi, u64 epoch, bool solo); /* resume */
+void mxfs_dlm_ready(struct mxfs_sb_info *sbi, u64 epoch); /* resume, unless the view is still to come */
+/* "name value\n" lines for the status; returns the length. */
+int mxfs_dlm_describe(struct mxfs_sb_info *sbi, char *text, int size);
 void mxfs_dlm_fence(struct mxfs_sb_info *sbi);		/* fail everything */
 /* Drops every lock to NL with write-out (unmount). */
 int mxfs_dlm_drop_all(struct mxfs_sb_info *sbi);
@@ -443,7 +489,7 @@ struct mxfs_sb_info {
 	unsigned long cleaned_at;	/* jiffies of the last give-up that made changes durable */
 	atomic_t cleaned_run;		/* how many of them came in quick succession */
 	struct mxfs_lock rename_lock;  /* MXFS_RES_SUPER, offset MXFS_SUPER_RENAME */
-	atomic64_t counters[32];       /* enum mxfs_counter */
+	u64 __percpu *counters;	       /* by enum mxfs_counter */
 };
 
 static inline struct mxfs_sb_info *MXFS_SB(struct super_block *sb)
@@ -468,12 +514,24 @@ enum mxfs_counter {
 	MXFS_COUNT_REVALIDATE_HIT,
 	MXFS_COUNT_REVALIDATE_MISS,
 	MXFS_COUNT_INVALIDATE,
+	MXFS_COUNT_SOLO_GRANT,	  /* locks granted here, since there is no other node */
+	MXFS_COUNT_COVERED,	  /* newborns whose lock was not asked for */
+	MXFS_COUNT_COVER_TOLD,	  /* covered locks asked for after all */
+	MXFS_COUNT_COVER_FULL,	  /* newborns that found no room under the bound */
+	MXFS_COUNT_ASK_AHEAD,	  /* requests sent together with another one of the same operation */
+	MXFS_COUNT_LOCK_BATCH,	  /* messages with requests, conversions or releases */
+	MXFS_COUNT_LOCK_ITEM,	  /* requests, conversions and releases in them */
+	MXFS_COUNT_CACHE_EVICTED, /* unused locks given up because there were too many, or memory was short */
 	MXFS_COUNT_MAX,
 };
 extern const char *const mxfs_counter_names[MXFS_COUNT_MAX]; /* mxfs_main.c */
+static inline void mxfs_count_add(struct mxfs_sb_info *sbi, enum mxfs_counter which, u64 more)
+{
+	this_cpu_add(sbi->counters[which], more);
+}
 static inline void mxfs_count(struct mxfs_sb_info *sbi, enum mxfs_counter which)
 {
-	atomic64_inc(&sbi->counters[which]);
+	mxfs_count_add(sbi, which, 1);
 }
 
 /* Mounts by id, referenced. */
@@ -496,7 +554,7 @@ struct mxfs_sb_info *mxfs_mount_next(u32 after);
 unsigned int mxfs_super_patience_ms(struct mxfs_sb_info *sbi);
 void mxfs_super_daemon_stuck(struct mxfs_sb_info *sbi);
 void mxfs_super_unmount_done(struct mxfs_sb_info *sbi, int error);
-void mxfs_super_view(struct mxfs_sb_info *sbi, u64 epoch, u32 holder, bool resend);
+void mxfs_super_view(struct mxfs_sb_info *sbi, u64 epoch, u32 holder, bool resend, bool solo);
 
 /* mxfs_flock.c: tells a new holder what locks this node's processes have. Before the gates are open again. */
 void mxfs_flock_reclaim(struct mxfs_sb_info *sbi);

@@ -74,6 +74,7 @@ static void mxfs_inode_clean(struct mxfs_lock *lk, struct inode *inode)
 {
 	struct mxfs_sb_info *sbi = lk->sbi;
 	struct mxfs_inode *mi = MXFS_I(inode);
+	bool all;
 	int err = 0;
 
 	if (S_ISREG(inode->i_mode)) {
@@ -81,9 +82,11 @@ static void mxfs_inode_clean(struct mxfs_lock *lk, struct inode *inode)
 		filemap_write_and_wait(inode->i_mapping);
 		mxfs_push_times(inode);
 	}
-	if (!READ_ONCE(lk->dirtied))
+	if ((!READ_ONCE(lk->dirtied) && !READ_ONCE(lk->sync_all)) || mxfs_lock_defer_clean(lk))
 		return;
 	WRITE_ONCE(lk->dirtied, false);
+	all = READ_ONCE(lk->sync_all);
+	WRITE_ONCE(lk->sync_all, false);
 	err = mxfs_gate_enter_wait(sbi);
 	if (!err && sbi->be->answers_durable) {
 		mxfs_gate_leave(sbi);
@@ -93,7 +96,7 @@ static void mxfs_inode_clean(struct mxfs_lock *lk, struct inode *inode)
 		err = -ESTALE;
 		/* The one inode where that is enough; it carries the log with everything before it. */
 		if ((S_ISREG(inode->i_mode) || S_ISDIR(inode->i_mode)) &&
-		    !test_bit(MXFS_VN_GONE, &MXFS_VN(inode)->state) && !mxfs_clean_all(sbi))
+		    !test_bit(MXFS_VN_GONE, &MXFS_VN(inode)->state) && !all && !mxfs_clean_all(sbi))
 			err = sbi->be->fsync(sbi, &mi->fh, false);
 		if (err)
 			err = sbi->be->syncfs(sbi);
@@ -191,10 +194,19 @@ static unsigned long mxfs_inode_hold(struct mxfs_lock *lk)
 	return mapping_mapped(inode->i_mapping) ? msecs_to_jiffies(MXFS_MAPPED_HOLD_MS) : 0;
 }
 
+/* An open file would have its lock asked for again soon, and OPEN until then. */
+static bool mxfs_inode_idle(struct mxfs_lock *lk)
+{
+	struct inode *inode = lk->owner;
+
+	return !atomic_read(&MXFS_I(inode)->open_count) && !mapping_mapped(inode->i_mapping);
+}
+
 const struct mxfs_lock_ops mxfs_inode_lock_ops = {
 	.demote = mxfs_inode_demote,
 	.get = mxfs_inode_pin,
 	.put = mxfs_inode_unpin,
+	.idle = mxfs_inode_idle,
 	.hold = mxfs_inode_hold,
 };
 

@@ -41,6 +41,31 @@ static bool mxfs_lock_before(const struct mxfs_lock *a, const struct mxfs_lock *
 }
 
 /*
+ * More than one is not there: all are asked for in one message. That is no lock out of order: what is granted before its turn
+ * is cached, not used, and another node may take it away until then.
+ */
+static void mxfs_locks_ask_ahead(const struct mxfs_lock_req *reqs, int count)
+{
+	int i, first = -1;
+	bool asked = false;
+
+	for (i = 0; i < count; i++) {
+		if (reqs[i].mode == MXFS_MODE_NL || READ_ONCE(reqs[i].lk->mode) != MXFS_MODE_NL)
+			continue;
+		if (first < 0) {
+			first = i;
+			continue;
+		}
+		if (!asked)
+			mxfs_lock_ask_ahead(reqs[first].lk, reqs[first].mode);
+		mxfs_lock_ask_ahead(reqs[i].lk, reqs[i].mode);
+		asked = true;
+	}
+	if (asked)
+		mxfs_lock_ask_flush(reqs[first].lk->sbi);
+}
+
+/*
  * As mxfs_op_begin_many(), but stays outside the gate: OPEN may have to be asked for between the locks and
  * the gate. A lock that is named twice is taken once, in the stronger mode; the other entry becomes NL.
  */
@@ -61,6 +86,7 @@ static int mxfs_locks_get(struct mxfs_lock_req *reqs, int count)
 		reqs[i - 1].mode = max(reqs[i - 1].mode, reqs[i].mode);
 		reqs[i].mode = MXFS_MODE_NL;
 	}
+	mxfs_locks_ask_ahead(reqs, count);
 	for (i = 0; i < count; i++) {
 		if (reqs[i].mode == MXFS_MODE_NL)
 			continue;
@@ -221,8 +247,8 @@ static struct dentry *mxfs_lookup(struct inode *dir, struct dentry *dentry, unsi
 /* ------------------------------------------------------------------ making */
 
 /*
- * EX on the parent is held: nobody else can have found the new inode, so its lock comes at once (without
- * queueing, since it is out of order) and its attributes are known without asking.
+ * EX on the parent is held: nobody else can have found the new inode, so its lock is ours without asking (covered; beyond the
+ * bound of that it is asked for, without queueing, since it is out of order) and its attributes are known, too.
  */
 static int mxfs_newborn(struct inode *dir, struct dentry *dentry, const struct mxfs_attr *attr)
 {
@@ -235,7 +261,8 @@ static int mxfs_newborn(struct inode *dir, struct dentry *dentry, const struct m
 		d_drop(dentry); /* made, but not known here: the next lookup finds it */
 		return PTR_ERR(inode);
 	}
-	if (!mxfs_lock_get(&MXFS_I(inode)->lock, mode, MXFS_LOCK_TRY)) {
+	if (mxfs_lock_get_born(&MXFS_I(inode)->lock, &MXFS_I(dir)->lock, mode) ||
+	    !mxfs_lock_get(&MXFS_I(inode)->lock, mode, MXFS_LOCK_TRY)) {
 		mxfs_attr_apply(inode, attr, MXFS_APPLY_FORCE);
 		if (!is_sxid(inode->i_mode))
 			set_bit(MXFS_VN_UNPRIVED, &MXFS_VN(inode)->state);
@@ -244,7 +271,10 @@ static int mxfs_newborn(struct inode *dir, struct dentry *dentry, const struct m
 		mxfs_lock_put(&MXFS_I(inode)->lock, mode);
 	}
 	dentry->d_time = mxfs_names_token(dir);
-	d_instantiate(dentry, inode);
+	if (d_in_lookup(dentry))
+		d_add(dentry, inode);
+	else
+		d_instantiate(dentry, inode);
 	return 0;
 }
 
@@ -400,9 +430,19 @@ static int mxfs_atomic_open(struct inode *dir, struct dentry *dentry, struct fil
 	struct dentry *found = NULL;
 	int tries, err = 0;
 
-	if (d_in_lookup(dentry) && flags & O_CREAT && flags & O_EXCL) {
-		found = mxfs_lookup(dir, dentry, LOOKUP_CREATE | LOOKUP_EXCL);
-		err = PTR_ERR_OR_ZERO(found);
+	if (d_in_lookup(dentry) && flags & O_CREAT &&
+	    (flags & O_EXCL || mxfs_lock_is_cached(&MXFS_I(dir)->lock, MXFS_MODE_EX))) {
+		/*
+		 * Who made something here last makes something new again: the attempt tells, and a lookup is saved. The VFS
+		 * has looked at the permission to make it, or O_CREAT would not have come here.
+		 */
+		err = mxfs_make(dir, dentry, (mode & ~S_IFMT) | S_IFREG, 0, NULL);
+		if (!err) {
+			file->f_mode |= FMODE_CREATED;
+			return finish_no_open(file, NULL);
+		}
+		if (err == -EEXIST && !(flags & O_EXCL))
+			err = mxfs_lookup_open(dir, dentry, file, &found);
 	} else if (d_in_lookup(dentry)) {
 		err = mxfs_lookup_open(dir, dentry, file, &found);
 	}
@@ -457,7 +497,9 @@ static int mxfs_link(struct dentry *old, struct inode *dir, struct dentry *dentr
 	err = mxfs_locks_get(reqs, ARRAY_SIZE(reqs));
 	if (err)
 		return err;
-	err = mxfs_gate_enter(sbi);
+	err = mxfs_lock_tell(&mi->lock); /* from now on its first directory is not the only way to it */
+	if (!err)
+		err = mxfs_gate_enter(sbi);
 	if (err)
 		goto out;
 	err = mxfs_attr_refresh_gated(inode);
@@ -507,14 +549,18 @@ static int mxfs_victim_begin(struct mxfs_victim *victim, struct inode *inode)
 	if (!victim->last)
 		return 0;
 	victim->park = atomic_read(&vn->mi.open_count) > 0;
-	if (victim->park || !S_ISREG(inode->i_mode) || test_bit(MXFS_VN_OURS, &vn->state))
+	if (!victim->park && (!S_ISREG(inode->i_mode) || test_bit(MXFS_VN_OURS, &vn->state)))
 		return 0;
-	err = mxfs_lock_get(&vn->mi.open, MXFS_MODE_EX, MXFS_LOCK_TRY);
-	victim->open_ex = !err;
+	if (!victim->park) {
+		err = mxfs_lock_get(&vn->mi.open, MXFS_MODE_EX, MXFS_LOCK_TRY);
+		victim->open_ex = !err;
+	}
 	if (err == -EAGAIN) {
 		victim->park = true;
 		err = 0;
 	}
+	if (!err && victim->park)
+		err = mxfs_lock_tell(&vn->mi.lock);
 	if (err) {
 		mutex_unlock(&vn->open_mutex);
 		victim->inode = NULL;
@@ -722,6 +768,9 @@ static void mxfs_rename_done(const struct mxfs_rename *r, const struct mxfs_attr
 	mxfs_attr_apply(r->odir, odattr, MXFS_APPLY_REPLY);
 	mxfs_attr_apply(r->ndir, ndattr, MXFS_APPLY_REPLY);
 	mxfs_attr_forget(r->source); /* ctime, and ".." with it */
+	mxfs_lock_moved(&MXFS_I(r->source)->lock, &MXFS_I(r->ndir)->lock);
+	if (r->target && exchange)
+		mxfs_lock_moved(&MXFS_I(r->target)->lock, &MXFS_I(r->odir)->lock);
 	if (r->target && exchange)
 		mxfs_attr_forget(r->target);
 	else if (r->target && S_ISDIR(r->target->i_mode))

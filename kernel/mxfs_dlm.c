@@ -8,6 +8,7 @@
  *	mxfs_lock_get ── cached? ──► users[mode]++
  *	     │ no: item REQUEST / CONVERT in the send list ─► flush ─► daemon ─► master
  *	     └ waits on lk->wait ◄── GRANT, DENY (mxfs_dlm_receive)
+ *	     or nobody need be asked: the view has no other node (solo), or the inode is a newborn (covered)
  *	BAST ─► lk->bast ─► last conflicting user leaves ─► demote work ─► ops->demote ─► item CONVERT / RELEASE
  *
  * Rules. At most one request is outstanding for a lock (`want`, `seq`). From NL a request queues at the
@@ -26,7 +27,13 @@
  * is being evicted, and its mxfs_lock_destroy gives the lock up. A lock destroyed while `dirtied` lives on as a "zombie"
  * until the holder's log is forced.
  *
- * Order of spinlocks: ls->spin -> lk->spin -> ls->hash_spin, ls->send_spin. None is held around call-backs but
+ * Solo: between a VIEW that says so and the next dump every lock is granted here, and no item is made. The dump clears ls->solo
+ * before it looks at the locks, one by one under lk->spin, and who grants looks at ls->solo under lk->spin: so a grant is
+ * either in the dump or asked for. Covers: see there.
+ *
+ * The cache is bounded (lock_cache_max): beyond it unused locks are given up, the least recently used first, or nearly so.
+ *
+ * Order of spinlocks: ls->spin -> lk->spin -> ls->hash_spin, ls->send_spin, ls->cover_spin. None is held around call-backs but
  * ops->get (igrab: i_lock is inside lk->spin's level, never around it).
  *
  * Known weakness: a dump holds ls->spin while it walks all locks (some 0.1 us each).
@@ -34,7 +41,10 @@
 #include "mxfs.h"
 
 #include <linux/hashtable.h>
+#include <linux/mm.h>
+#include <linux/module.h>
 #include <linux/sched/signal.h>
+#include <linux/shrinker.h>
 #include <linux/slab.h>
 #include <linux/timekeeping.h>
 
@@ -49,10 +59,20 @@
 #define MXFS_LF_CANCELLED 4  /* the outstanding request was given up */
 #define MXFS_LF_NOQUEUE 8    /* the outstanding request does not wait at the master */
 #define MXFS_LF_ZOMBIE 16
+#define MXFS_LF_COVERED 32   /* granted by us, known to nobody: `cover` stands for it */
+#define MXFS_LF_TELLING 64   /* covered, and its request is outstanding (`want` is `mode`) */
 
 #define MXFS_DLM_KILLABLE (TASK_KILLABLE | TASK_FREEZABLE_UNSAFE)
 #define MXFS_DLM_NOINTR (TASK_UNINTERRUPTIBLE | TASK_FREEZABLE_UNSAFE)
 #define MXFS_DLM_HASH_BITS 14
+#define MXFS_COVERED_MAX 65536	     /* per mount */
+#define MXFS_TELL_WINDOW 1024	     /* covered locks asked for at a time */
+#define MXFS_TELL_AGAIN_MS 50	     /* after a refusal */
+#define MXFS_CACHE_MAX_DEFAULT 131072
+#define MXFS_CACHE_BYTES_PER_LOCK 8192 /* at most one cached lock for so much memory */
+#define MXFS_ZOMBIE_MS 20		     /* how long zombies are gathered for one log force, unless one is wanted */
+#define MXFS_TRIM_PAUSE HZ	     /* jiffies between rounds that give up too little, since all are in use */
+#define MXFS_TRIM_LOOK 256	     /* locks looked at in one turn */
 
 struct mxfs_lock_item {
 	struct list_head list;
@@ -75,6 +95,19 @@ struct mxfs_lockspace {
 	u32 stamp;
 	u64 epoch;
 	bool frozen, fenced, stopping;
+	bool solo;		/* no other node in the view: locks are granted here, and told to nobody */
+	bool dump_solo;		/* the last dump told nothing: only a solo view may follow */
+	bool solo_dirty;	/* something was changed under a lock given up in solo: sync before others come */
+	spinlock_t cover_spin;	/* cover, cover_list, covered, telling, cover_count */
+	unsigned int cover_count;
+	atomic_t cover_events;	/* something that a flush waits for */
+	unsigned int cover_refusals;
+	wait_queue_head_t cover_wait;
+	atomic_t held;		/* locks above NL, */
+	atomic_t giving;	/* and those of them that trimming has asked back */
+	struct shrinker shrinker;
+	struct work_struct trim_work;
+	unsigned long trim_after; /* jiffies: the last round found too little to give up */
 	atomic64_t next_id;
 	spinlock_t hash_spin;
 	DECLARE_HASHTABLE(hash, MXFS_DLM_HASH_BITS);
@@ -83,10 +116,24 @@ struct mxfs_lockspace {
 	struct list_head zombies;
 	struct mutex send_mutex; /* one flush, or dump, at a time */
 	struct mxfs_lock_entry *batch;
-	struct work_struct send_work, zombie_work;
+	struct work_struct send_work;
+	struct delayed_work zombie_work;
 	struct workqueue_struct *wq;	  /* demotes; they may wait for each other's locks */
 	struct workqueue_struct *send_wq;
 };
+
+static unsigned int lock_cache_max;
+module_param(lock_cache_max, uint, 0644);
+MODULE_PARM_DESC(lock_cache_max, "most locks that a mount keeps though nobody uses them (0: 131072, or one for each 8 KiB of memory if that is less)");
+
+static unsigned int mxfs_cache_limit(void)
+{
+	unsigned int limit = READ_ONCE(lock_cache_max);
+
+	if (limit)
+		return limit;
+	return min_t(u64, MXFS_CACHE_MAX_DEFAULT, ((u64)totalram_pages() << PAGE_SHIFT) / MXFS_CACHE_BYTES_PER_LOCK);
+}
 
 /* ---------------------------------------------------------------- modes */
 
@@ -143,17 +190,32 @@ static struct mxfs_lock_item *mxfs_item_new(void)
 	return kmalloc(sizeof(struct mxfs_lock_item), GFP_NOFS | __GFP_NOFAIL);
 }
 
-/* Under lk->spin. */
+/* Nobody but us knows the lock, and nothing is sent about it. Stays so under lk->spin, but for the end of solo. */
+static bool mxfs_lock_unknown(struct mxfs_lock *lk)
+{
+	return READ_ONCE(lk->sbi->ls->solo) ||
+	       (READ_ONCE(lk->flags) & (MXFS_LF_COVERED | MXFS_LF_TELLING)) == MXFS_LF_COVERED;
+}
+
+/*
+ * Under lk->spin. Takes the item over. No item: the lock was unknown a moment ago; if solo has ended since, the dump looks at
+ * the lock after us.
+ */
 static void mxfs_item_add(struct mxfs_lock *lk, struct mxfs_lock_item *item, int cmd, int mode, int granted, u32 flags)
 {
 	struct mxfs_lockspace *ls = lk->sbi->ls;
 
+	if (!item || mxfs_lock_unknown(lk)) {
+		kfree(item);
+		return;
+	}
 	memset(&item->entry, 0, sizeof(item->entry));
 	item->cmd = cmd;
 	item->stamp = lk->stamp;
 	item->entry.resource.volume = cpu_to_le64(lk->sbi->volume);
 	item->entry.resource.ino = cpu_to_le64(lk->ino);
 	item->entry.resource.offset = cpu_to_le64(lk->offset);
+	item->entry.resource.ag = cpu_to_le32(lk->inode_gen);
 	item->entry.resource.type = cpu_to_le32(lk->type);
 	item->entry.lock_id = cpu_to_le64(lk->lock_id);
 	item->entry.seq = cpu_to_le32(lk->seq);
@@ -219,6 +281,8 @@ static void mxfs_dlm_flush_locked(struct mxfs_lockspace *ls)
 		count = mxfs_dlm_take_batch(ls, &cmd);
 		if (!count)
 			return;
+		mxfs_count(ls->sbi, MXFS_COUNT_LOCK_BATCH);
+		mxfs_count_add(ls->sbi, MXFS_COUNT_LOCK_ITEM, count);
 		mxfs_dlm_send_batch(ls, cmd, ls->batch, count);
 	}
 }
@@ -329,16 +393,260 @@ static bool mxfs_lock_demotable(struct mxfs_lock *lk)
 	return to == lk->mode || (!lk->credits && !mxfs_lock_users_above(lk, to));
 }
 
+/* How many locks too many are cached. */
+static int mxfs_cache_excess(struct mxfs_lockspace *ls)
+{
+	return atomic_read(&ls->held) - atomic_read(&ls->giving) - (int)min_t(unsigned int, mxfs_cache_limit(), INT_MAX);
+}
+
 /* The state was changed to `mode`. */
 static void mxfs_lock_set_mode(struct mxfs_lock *lk, int mode)
 {
 	bool had = mxfs_mode_covers[lk->mode][MXFS_MODE_PR], has = mxfs_mode_covers[mode][MXFS_MODE_PR];
+	struct mxfs_lockspace *ls = lk->sbi->ls;
 
+	if (lk->mode == MXFS_MODE_NL && mode != MXFS_MODE_NL) {
+		WRITE_ONCE(lk->recent, true);
+		atomic_inc(&ls->held);
+		if (mxfs_cache_excess(ls) > 0 && !READ_ONCE(ls->stopping) &&
+		    time_after_eq(jiffies, READ_ONCE(ls->trim_after)))
+			queue_work(ls->wq, &ls->trim_work);
+	} else if (lk->mode != MXFS_MODE_NL && mode == MXFS_MODE_NL) {
+		atomic_dec(&ls->held);
+		if (lk->given)
+			atomic_dec(&ls->giving);
+		lk->given = false;
+	}
 	WRITE_ONCE(lk->mode, mode);
 	if (had != has)
 		WRITE_ONCE(lk->gen, lk->gen + 1);
 	if (lk->bast != MXFS_MODE_NL && mxfs_mode_compatible[mode][lk->bast])
 		WRITE_ONCE(lk->bast, MXFS_MODE_NL);
+}
+
+/* May be used in `mode` now: granted, and not wanted by others, or not before this use. */
+static bool mxfs_lock_admits(struct mxfs_lock *lk, int mode)
+{
+	if (!mxfs_mode_covers[lk->mode][mode])
+		return false;
+	if (lk->bast == MXFS_MODE_NL || mxfs_mode_covers[mxfs_mode_target(lk->mode, lk->bast)][mode])
+		return true;
+	return !(lk->flags & MXFS_LF_DEMOTING) && (lk->credits || mxfs_lock_held_for(lk));
+}
+
+/* A mode that needs nobody's leave: alone in the view, or more of what is covered. */
+static bool mxfs_lock_alone(struct mxfs_lock *lk)
+{
+	return READ_ONCE(lk->sbi->ls->solo) || (lk->flags & MXFS_LF_COVERED);
+}
+
+static void mxfs_lock_self_grant(struct mxfs_lock *lk, int mode)
+{
+	struct mxfs_lockspace *ls = lk->sbi->ls;
+
+	mode = mxfs_mode_join(mode, lk->mode);
+	if (mode == MXFS_MODE_CR && lk->type == MXFS_RES_INODE)
+		mode = MXFS_MODE_PR;
+	if (lk->mode == MXFS_MODE_NL) {
+		lk->lock_id = atomic64_inc_return(&ls->next_id);
+		mxfs_lock_hash(ls, lk);
+	}
+	mxfs_lock_set_mode(lk, mode);
+	lk->granted_at = jiffies;
+	lk->graces = MXFS_LOCK_GRACES;
+}
+
+/* ---------------------------------------------------------------- covers */
+
+/*
+ * Newborn cover: an inode made under a directory that is held in EX can be reached by its name there alone, so the
+ * directory's EX stands for its lock as well, and nobody is asked. Before that EX is lowered the covered locks are
+ * asked for, many in one message, and the grants awaited (mxfs_cover_flush); they come at once, since a resource with the
+ * newborn's generation is new to the cluster. A dump tells them as held, which makes them known, too. Until then the name
+ * must stay the only way there: link and parking ask first (mxfs_lock_tell), rename moves the cover to the new directory.
+ *
+ * Should a master have no room, the covered lock is given up as soon as nobody uses it, and asked for again until then.
+ */
+static void mxfs_cover_event(struct mxfs_lockspace *ls)
+{
+	atomic_inc(&ls->cover_events);
+	wake_up_all(&ls->cover_wait);
+}
+
+/* The lock is known to the cluster now, or gone. Under lk->spin. */
+static void mxfs_cover_end(struct mxfs_lock *lk)
+{
+	struct mxfs_lockspace *ls = lk->sbi->ls;
+	bool last = true;
+
+	if (!(lk->flags & MXFS_LF_COVERED))
+		return;
+	spin_lock(&ls->cover_spin);
+	list_del_init(&lk->cover_list);
+	if (lk->flags & MXFS_LF_TELLING)
+		last = !--lk->cover->telling_count;
+	lk->cover = NULL;
+	ls->cover_count--;
+	spin_unlock(&ls->cover_spin);
+	lk->flags &= ~(MXFS_LF_COVERED | MXFS_LF_TELLING);
+	if (last) /* else a flush waits for more */
+		mxfs_cover_event(ls);
+}
+
+/* Its request was refused. Under lk->spin. */
+static void mxfs_cover_untold(struct mxfs_lock *lk)
+{
+	struct mxfs_lockspace *ls = lk->sbi->ls;
+
+	spin_lock(&ls->cover_spin);
+	list_move_tail(&lk->cover_list, &lk->cover->covered);
+	lk->cover->telling_count--;
+	WRITE_ONCE(ls->cover_refusals, ls->cover_refusals + 1);
+	spin_unlock(&ls->cover_spin);
+	lk->flags &= ~MXFS_LF_TELLING;
+	mxfs_cover_event(ls);
+}
+
+/* What `from` stands for is `to`'s from now on; NULL: its own cover's. */
+static void mxfs_cover_inherit(struct mxfs_lockspace *ls, struct mxfs_lock *from, struct mxfs_lock *to)
+{
+	struct mxfs_lock *child;
+
+	spin_lock(&ls->cover_spin);
+	if (!to) /* which may just be handing on what it covers by itself */
+		to = from->cover;
+	list_for_each_entry(child, &from->covered, cover_list)
+		child->cover = to;
+	list_for_each_entry(child, &from->telling, cover_list)
+		child->cover = to;
+	list_splice_tail_init(&from->covered, &to->covered);
+	list_splice_tail_init(&from->telling, &to->telling);
+	to->telling_count += from->telling_count;
+	from->telling_count = 0;
+	to->sync_all |= from->sync_all;
+	spin_unlock(&ls->cover_spin);
+	mxfs_cover_event(ls);
+}
+
+static bool mxfs_cover_any(struct mxfs_lockspace *ls, struct mxfs_lock *lk)
+{
+	bool any;
+
+	spin_lock(&ls->cover_spin);
+	any = !list_empty(&lk->covered) || !list_empty(&lk->telling);
+	spin_unlock(&ls->cover_spin);
+	return any;
+}
+
+/* Puts the request for a covered lock on the send list. True: the item is used up. The caller keeps `lk` in memory. */
+static bool mxfs_cover_ask(struct mxfs_lock *lk, struct mxfs_lock_item *item)
+{
+	struct mxfs_lockspace *ls = lk->sbi->ls;
+	bool ask;
+
+	spin_lock(&lk->spin);
+	ask = (lk->flags & (MXFS_LF_COVERED | MXFS_LF_TELLING | MXFS_LF_DEMOTING)) == MXFS_LF_COVERED &&
+	      !READ_ONCE(ls->fenced);
+	if (ask) {
+		spin_lock(&ls->cover_spin);
+		list_move_tail(&lk->cover_list, &lk->cover->telling);
+		lk->cover->telling_count++;
+		spin_unlock(&ls->cover_spin);
+		lk->flags |= MXFS_LF_TELLING;
+		lk->want = lk->mode;
+		if (!++lk->seq)
+			lk->seq = 1;
+		mxfs_item_add(lk, item, MXFS_CMD_LOCK_REQUEST, lk->want, MXFS_MODE_NL, 0);
+		mxfs_count(lk->sbi, MXFS_COUNT_COVER_TOLD);
+	}
+	spin_unlock(&lk->spin);
+	return ask;
+}
+
+/* Asks for up to MXFS_TELL_WINDOW of the locks that `lk` covers. */
+static void mxfs_cover_ask_some(struct mxfs_lockspace *ls, struct mxfs_lock *lk)
+{
+	struct mxfs_lock_item *item = NULL;
+	struct mxfs_lock *child;
+	int count;
+
+	for (count = 0; count < MXFS_TELL_WINDOW; count++) {
+		if (!item)
+			item = mxfs_item_new();
+		rcu_read_lock();
+		spin_lock(&ls->cover_spin);
+		child = list_first_entry_or_null(&lk->covered, struct mxfs_lock, cover_list);
+		if (child) /* one that cannot be asked for now does not stand in the way of the next */
+			list_move_tail(&child->cover_list, &lk->covered);
+		spin_unlock(&ls->cover_spin);
+		if (child && mxfs_cover_ask(child, item))
+			item = NULL;
+		rcu_read_unlock();
+		if (!child)
+			break;
+		cond_resched();
+	}
+	kfree(item);
+	mxfs_dlm_flush(ls);
+}
+
+static bool mxfs_cover_asked(struct mxfs_lockspace *ls, struct mxfs_lock *lk)
+{
+	bool answered;
+
+	spin_lock(&ls->cover_spin);
+	answered = !lk->telling_count;
+	spin_unlock(&ls->cover_spin);
+	return answered || READ_ONCE(ls->fenced);
+}
+
+static bool mxfs_dlm_trim(struct mxfs_lockspace *ls, int count);
+
+/*
+ * Before what covers others is given up: returns when all of them are known to the cluster. Nobody uses `lk` in EX, so none
+ * is added; the caller keeps it in memory.
+ */
+static void mxfs_cover_flush(struct mxfs_lock *lk)
+{
+	struct mxfs_lockspace *ls = lk->sbi->ls;
+	unsigned int refusals;
+	int seen;
+
+	while (mxfs_cover_any(ls, lk) && !READ_ONCE(ls->fenced)) {
+		seen = atomic_read(&ls->cover_events);
+		refusals = READ_ONCE(ls->cover_refusals);
+		mxfs_cover_ask_some(ls, lk);
+		wait_event(ls->cover_wait, mxfs_cover_asked(ls, lk));
+		if (refusals != READ_ONCE(ls->cover_refusals)) {
+			/* A full table: what nobody uses here goes, and it is tried again after a while. */
+			mxfs_dlm_trim(ls, MXFS_TELL_WINDOW);
+			schedule_timeout_uninterruptible(msecs_to_jiffies(MXFS_TELL_AGAIN_MS));
+		} else if (seen == atomic_read(&ls->cover_events) && mxfs_cover_any(ls, lk)) {
+			/* What is left is being given up. */
+			wait_event(ls->cover_wait, seen != atomic_read(&ls->cover_events) || READ_ONCE(ls->fenced));
+		}
+	}
+}
+
+bool mxfs_lock_defer_clean(struct mxfs_lock *lk)
+{
+	struct mxfs_lockspace *ls = lk->sbi->ls;
+	bool deferred = false;
+
+	if (READ_ONCE(ls->solo)) {
+		smp_store_mb(ls->solo_dirty, true);
+		if (READ_ONCE(ls->solo)) /* else the end of solo may have looked already */
+			return true;
+	}
+	spin_lock(&lk->spin);
+	if (lk->flags & MXFS_LF_COVERED) {
+		spin_lock(&ls->cover_spin);
+		lk->cover->sync_all = true;
+		spin_unlock(&ls->cover_spin);
+		deferred = true;
+	}
+	spin_unlock(&lk->spin);
+	return deferred;
 }
 
 /* ---------------------------------------------------------------- giving up */
@@ -367,6 +675,8 @@ static void mxfs_lock_demote(struct mxfs_lock *lk)
 		lk->flags |= MXFS_LF_DEMOTING;
 		spin_unlock(&lk->spin);
 
+		if (from == MXFS_MODE_EX)
+			mxfs_cover_flush(lk);
 		if (lk->ops && lk->ops->demote)
 			lk->ops->demote(lk, from, to);
 
@@ -376,8 +686,12 @@ static void mxfs_lock_demote(struct mxfs_lock *lk)
 		mxfs_item_add(lk, item, to == MXFS_MODE_NL ? MXFS_CMD_LOCK_RELEASE : MXFS_CMD_LOCK_CONVERT, to, from,
 			      to == MXFS_MODE_NL ? 0 : MXFS_LKF_CONVERT);
 		mxfs_lock_set_mode(lk, to);
-		if (to == MXFS_MODE_NL)
+		if (to == MXFS_MODE_NL) {
 			mxfs_lock_unhash(ls, lk);
+			mxfs_cover_end(lk);
+		}
+		if (lk->flags & MXFS_LF_COVERED)
+			mxfs_cover_event(ls); /* can be asked for again */
 		spin_unlock(&lk->spin);
 		wake_up_all(&lk->wait);
 		mxfs_count(lk->sbi, MXFS_COUNT_DEMOTE);
@@ -570,8 +884,7 @@ static int mxfs_lock_step(struct mxfs_lock_wait *w)
 		}
 	}
 	if (mxfs_mode_covers[lk->mode][w->mode]) {
-		if (lk->bast == MXFS_MODE_NL || lk->credits || mxfs_lock_held_for(lk) ||
-		    mxfs_mode_covers[mxfs_mode_target(lk->mode, lk->bast)][w->mode]) {
+		if (mxfs_lock_admits(lk, w->mode)) {
 			if (lk->credits)
 				lk->credits--;
 			lk->users[w->mode]++;
@@ -587,7 +900,7 @@ static int mxfs_lock_step(struct mxfs_lock_wait *w)
 	if (lk->want != MXFS_MODE_NL) {
 		if (!(w->flags & MXFS_LOCK_TRY) || w->seq == lk->seq)
 			ret = MXFS_STEP_WAIT;
-		if (!w->seq && !(lk->flags & (MXFS_LF_CANCELLED | MXFS_LF_NOQUEUE)) && ret == MXFS_STEP_WAIT &&
+		if (!w->seq && !(lk->flags & (MXFS_LF_CANCELLED | MXFS_LF_NOQUEUE | MXFS_LF_TELLING)) && ret == MXFS_STEP_WAIT &&
 		    mxfs_mode_covers[lk->want][w->mode]) {
 			w->seq = lk->seq;
 			w->upgrade = false;
@@ -595,6 +908,12 @@ static int mxfs_lock_step(struct mxfs_lock_wait *w)
 	} else if ((lk->flags & MXFS_LF_DEMOTING) || (lk->bast != MXFS_MODE_NL && lk->mode != MXFS_MODE_NL)) {
 		if (!try)
 			ret = MXFS_STEP_WAIT;
+	} else if (mxfs_lock_alone(lk)) {
+		mxfs_lock_self_grant(lk, w->mode);
+		if (!(lk->flags & MXFS_LF_COVERED))
+			mxfs_count(lk->sbi, MXFS_COUNT_SOLO_GRANT);
+		lk->users[w->mode]++;
+		ret = 0;
 	} else {
 		mxfs_lock_ask(w);
 		ret = MXFS_STEP_ASKED;
@@ -617,7 +936,8 @@ static void mxfs_lock_give_up(struct mxfs_lock_wait *w)
 	mxfs_lock_stop_waiting(lk, w->mode);
 	for (mode = MXFS_MODE_CR; mode < MXFS_MODE_COUNT; mode++)
 		others += lk->waiters[mode];
-	if (!others && lk->want != MXFS_MODE_NL && !(lk->flags & (MXFS_LF_CANCELLED | MXFS_LF_NOQUEUE))) {
+	if (!others && lk->want != MXFS_MODE_NL &&
+	    !(lk->flags & (MXFS_LF_CANCELLED | MXFS_LF_NOQUEUE | MXFS_LF_TELLING))) {
 		/* Answered by a denial, or a grant that crossed it: that one stays cached. */
 		lk->flags |= MXFS_LF_CANCELLED;
 		mxfs_item_add(lk, w->item, MXFS_CMD_LOCK_RELEASE, lk->want, lk->mode, MXFS_LKF_CANCEL);
@@ -692,10 +1012,12 @@ int mxfs_lock_get(struct mxfs_lock *lk, int mode, unsigned int flags)
 	if (WARN_ON_ONCE(mode <= MXFS_MODE_NL || mode >= MXFS_MODE_COUNT))
 		return -EINVAL;
 	spin_lock(&lk->spin);
+	/* Credits are for those who wait. */
 	if (mxfs_mode_covers[lk->mode][mode] && !mxfs_gate_fenced(&lk->sbi->gate) &&
-	    (lk->bast == MXFS_MODE_NL || mxfs_lock_held_for(lk) ||
+	    (lk->bast == MXFS_MODE_NL || (!(lk->flags & MXFS_LF_DEMOTING) && mxfs_lock_held_for(lk)) ||
 	     mxfs_mode_covers[mxfs_mode_target(lk->mode, lk->bast)][mode])) {
 		lk->users[mode]++;
+		mxfs_lock_used(lk);
 		got = true;
 	}
 	spin_unlock(&lk->spin);
@@ -704,6 +1026,120 @@ int mxfs_lock_get(struct mxfs_lock *lk, int mode, unsigned int flags)
 		return 0;
 	}
 	return mxfs_lock_get_slow(lk, mode, flags);
+}
+
+bool mxfs_lock_get_born(struct mxfs_lock *lk, struct mxfs_lock *parent, int mode)
+{
+	struct mxfs_lockspace *ls = lk->sbi->ls;
+	bool got = false, full = false;
+
+	if (WARN_ON_ONCE(READ_ONCE(parent->users[MXFS_MODE_EX]) <= 0))
+		return false;
+	mxfs_lock_list(ls, lk);
+	spin_lock(&lk->spin);
+	if (lk->mode != MXFS_MODE_NL || lk->want != MXFS_MODE_NL || lk->bast != MXFS_MODE_NL || lk->flags ||
+	    READ_ONCE(ls->fenced))
+		goto out;
+	if (READ_ONCE(ls->solo)) {
+		mxfs_count(lk->sbi, MXFS_COUNT_SOLO_GRANT);
+		got = true;
+	} else {
+		spin_lock(&ls->cover_spin);
+		full = ls->cover_count >= MXFS_COVERED_MAX;
+		if (!full) {
+			ls->cover_count++;
+			lk->cover = parent;
+			list_add_tail(&lk->cover_list, &parent->covered);
+			got = true;
+		}
+		spin_unlock(&ls->cover_spin);
+		if (got)
+			lk->flags |= MXFS_LF_COVERED;
+		mxfs_count(lk->sbi, got ? MXFS_COUNT_COVERED : MXFS_COUNT_COVER_FULL);
+	}
+	if (got) {
+		mxfs_lock_self_grant(lk, mode);
+		lk->users[mode]++;
+	}
+out:
+	spin_unlock(&lk->spin);
+	if (full) /* room for the next ones; nobody waits for it here */
+		mxfs_cover_ask_some(ls, parent);
+	return got;
+}
+
+void mxfs_lock_moved(struct mxfs_lock *lk, struct mxfs_lock *parent)
+{
+	struct mxfs_lockspace *ls = lk->sbi->ls;
+
+	spin_lock(&lk->spin);
+	if (lk->flags & MXFS_LF_COVERED) {
+		bool telling = lk->flags & MXFS_LF_TELLING;
+
+		spin_lock(&ls->cover_spin);
+		lk->cover->telling_count -= telling;
+		parent->telling_count += telling;
+		lk->cover = parent;
+		list_move_tail(&lk->cover_list, telling ? &parent->telling : &parent->covered);
+		spin_unlock(&ls->cover_spin);
+	}
+	spin_unlock(&lk->spin);
+}
+
+/* Not covered, or an answer has come. */
+static bool mxfs_lock_told(struct mxfs_lock *lk)
+{
+	bool told;
+
+	spin_lock(&lk->spin);
+	told = !(lk->flags & MXFS_LF_TELLING);
+	spin_unlock(&lk->spin);
+	return told;
+}
+
+int mxfs_lock_tell(struct mxfs_lock *lk)
+{
+	struct mxfs_lockspace *ls = lk->sbi->ls;
+	struct mxfs_lock_item *item;
+	int err;
+
+	if (!(READ_ONCE(lk->flags) & MXFS_LF_COVERED)) /* our use of it keeps it from becoming so */
+		return 0;
+	item = mxfs_item_new();
+	if (mxfs_cover_ask(lk, item))
+		item = NULL;
+	kfree(item);
+	mxfs_dlm_flush(ls);
+	err = wait_event_state(lk->wait, mxfs_lock_told(lk), MXFS_DLM_KILLABLE);
+	if (!err && READ_ONCE(lk->flags) & MXFS_LF_COVERED)
+		err = READ_ONCE(ls->fenced) ? -EIO : -ENOLCK;
+	return err;
+}
+
+void mxfs_lock_ask_ahead(struct mxfs_lock *lk, int mode)
+{
+	struct mxfs_lock_wait w = { .lk = lk, .mode = mode };
+	struct mxfs_lockspace *ls = lk->sbi->ls;
+	bool ask;
+
+	if (READ_ONCE(lk->mode) != MXFS_MODE_NL || READ_ONCE(ls->solo))
+		return;
+	mxfs_lock_list(ls, lk);
+	w.item = mxfs_item_new();
+	spin_lock(&lk->spin);
+	ask = lk->mode == MXFS_MODE_NL && lk->want == MXFS_MODE_NL && !(lk->flags & MXFS_LF_DEMOTING) &&
+	      !READ_ONCE(ls->fenced) && !READ_ONCE(ls->solo);
+	if (ask) {
+		mxfs_lock_ask(&w);
+		mxfs_count(lk->sbi, MXFS_COUNT_ASK_AHEAD);
+	}
+	spin_unlock(&lk->spin);
+	kfree(w.item);
+}
+
+void mxfs_lock_ask_flush(struct mxfs_sb_info *sbi)
+{
+	mxfs_dlm_flush(sbi->ls);
 }
 
 /*
@@ -821,7 +1257,6 @@ void mxfs_op_end_many(struct mxfs_sb_info *sbi, struct mxfs_lock_req *reqs, int 
 void mxfs_lock_init(struct mxfs_sb_info *sbi, struct mxfs_lock *lk, const struct mxfs_lock_ops *ops, void *owner,
 		    u32 type, u64 ino, u64 offset)
 {
-	memset(lk, 0, sizeof(*lk));
 	lk->sbi = sbi;
 	lk->ops = ops;
 	lk->owner = owner;
@@ -832,6 +1267,9 @@ void mxfs_lock_init(struct mxfs_sb_info *sbi, struct mxfs_lock *lk, const struct
 	INIT_HLIST_NODE(&lk->hash);
 	INIT_LIST_HEAD(&lk->all);
 	INIT_LIST_HEAD(&lk->send);
+	INIT_LIST_HEAD(&lk->cover_list);
+	INIT_LIST_HEAD(&lk->covered);
+	INIT_LIST_HEAD(&lk->telling);
 	spin_lock_init(&lk->spin);
 	init_waitqueue_head(&lk->wait);
 	INIT_WORK(&lk->work, mxfs_lock_work);
@@ -850,10 +1288,13 @@ static void mxfs_lock_unlist(struct mxfs_lockspace *ls, struct mxfs_lock *lk)
 /* What was changed under it is not durable yet: the lock goes on without its owner until it is. */
 static void mxfs_lock_leave_zombie(struct mxfs_lockspace *ls, struct mxfs_lock *lk)
 {
-	struct mxfs_zombie *zombie = kmalloc(sizeof(*zombie), GFP_NOFS | __GFP_NOFAIL);
+	struct mxfs_zombie *zombie = kzalloc(sizeof(*zombie), GFP_NOFS | __GFP_NOFAIL);
 	struct mxfs_lock *heir = &zombie->lock;
+	bool wanted;
 
 	mxfs_lock_init(lk->sbi, heir, NULL, NULL, lk->type, lk->ino, lk->offset);
+	heir->inode_gen = lk->inode_gen;
+	mxfs_cover_inherit(ls, lk, heir);
 	spin_lock(&ls->spin);
 	spin_lock(&lk->spin);
 	heir->flags = MXFS_LF_ZOMBIE;
@@ -861,25 +1302,69 @@ static void mxfs_lock_leave_zombie(struct mxfs_lockspace *ls, struct mxfs_lock *
 	heir->lock_id = lk->lock_id;
 	heir->seq = lk->seq;
 	heir->stamp = lk->stamp;
+	heir->dead = lk->dead;
+	heir->given = lk->given;
+	wanted = lk->bast != MXFS_MODE_NL && !lk->given;
 	list_replace_init(&lk->all, &heir->all);
 	spin_lock(&ls->hash_spin);
 	hash_del(&lk->hash);
 	hash_add(ls->hash, &heir->hash, heir->lock_id);
 	spin_unlock(&ls->hash_spin);
 	lk->lock_id = 0;
-	mxfs_lock_set_mode(lk, MXFS_MODE_NL);
+	lk->mode = MXFS_MODE_NL; /* one of both is counted as held */
 	spin_lock(&ls->send_spin);
 	list_add_tail(&zombie->list, &ls->zombies);
 	spin_unlock(&ls->send_spin);
 	spin_unlock(&lk->spin);
 	spin_unlock(&ls->spin);
-	queue_work(ls->wq, &ls->zombie_work);
+	if (wanted)
+		mod_delayed_work(ls->wq, &ls->zombie_work, 0);
+	else
+		queue_delayed_work(ls->wq, &ls->zombie_work, msecs_to_jiffies(MXFS_ZOMBIE_MS));
+}
+
+/* Something has to be done before the lock may be given up, which an eviction must not wait for. */
+static bool mxfs_lock_needs_heir(struct mxfs_lockspace *ls, struct mxfs_lock *lk)
+{
+	if (!mxfs_mode_covers[lk->mode][MXFS_MODE_CW] || READ_ONCE(ls->fenced))
+		return false;
+	/* Known by name only behind the cover, whose business all of it is then; that it is gone has changed the cover's names. */
+	if (READ_ONCE(lk->flags) & MXFS_LF_COVERED && (!lk->dirtied || lk->dead || mxfs_lock_defer_clean(lk)))
+		return false;
+	if (lk->want != MXFS_MODE_NL)
+		return false;
+	return mxfs_cover_any(ls, lk) || (lk->dirtied && !mxfs_lock_defer_clean(lk));
+}
+
+/* Fenced, else there are none: nobody is told anything any more. */
+static void mxfs_cover_forget(struct mxfs_lockspace *ls, struct mxfs_lock *lk)
+{
+	struct mxfs_lock *child;
+	bool any;
+
+	do {
+		rcu_read_lock();
+		spin_lock(&ls->cover_spin);
+		child = list_first_entry_or_null(&lk->covered, struct mxfs_lock, cover_list) ?:
+			list_first_entry_or_null(&lk->telling, struct mxfs_lock, cover_list);
+		spin_unlock(&ls->cover_spin);
+		any = child;
+		if (child) {
+			WARN_ON_ONCE(!READ_ONCE(ls->fenced));
+			spin_lock(&child->spin);
+			if (child->cover == lk)
+				mxfs_cover_end(child);
+			spin_unlock(&child->spin);
+		}
+		rcu_read_unlock();
+	} while (any);
 }
 
 void mxfs_lock_destroy(struct mxfs_lock *lk)
 {
 	struct mxfs_lockspace *ls = lk->sbi->ls;
 	struct mxfs_lock_item *item;
+	bool told, unknown;
 	int mode;
 
 	if (list_empty_careful(&lk->all)) /* never asked for */
@@ -887,13 +1372,22 @@ void mxfs_lock_destroy(struct mxfs_lock *lk)
 	for (mode = MXFS_MODE_CR; mode < MXFS_MODE_COUNT; mode++)
 		WARN_ON_ONCE(lk->users[mode]);
 	WARN_ON_ONCE(lk->flags & MXFS_LF_DEMOTING);
-	if (lk->dirtied && mxfs_mode_covers[lk->mode][MXFS_MODE_CW] && lk->want == MXFS_MODE_NL &&
-	    !READ_ONCE(ls->fenced)) {
+	if (mxfs_lock_needs_heir(ls, lk)) {
 		mxfs_lock_leave_zombie(ls, lk);
 		return;
 	}
-	item = mxfs_item_new();
+	/* Mostly nobody knows the lock, and nothing will be said. */
+	unknown = mxfs_lock_unknown(lk);
+again:
+	item = unknown ? NULL : mxfs_item_new();
 	spin_lock(&lk->spin);
+	if (unknown && !mxfs_lock_unknown(lk)) {
+		spin_unlock(&lk->spin);
+		unknown = false;
+		goto again;
+	}
+	if (lk->flags & MXFS_LF_COVERED && mxfs_cover_any(ls, lk)) /* they are reached through what covers this one */
+		mxfs_cover_inherit(ls, lk, NULL);
 	if (lk->lock_id) {
 		/* Whatever is outstanding goes with it; a grant that crosses this is answered as unknown. */
 		mxfs_item_add(lk, item, MXFS_CMD_LOCK_RELEASE, MXFS_MODE_NL, lk->mode, 0);
@@ -902,18 +1396,23 @@ void mxfs_lock_destroy(struct mxfs_lock *lk)
 		mxfs_lock_unhash(ls, lk);
 		mxfs_lock_set_mode(lk, MXFS_MODE_NL);
 	}
+	mxfs_cover_end(lk);
+	told = !list_empty_careful(&ls->send);
 	spin_unlock(&lk->spin);
+	mxfs_cover_forget(ls, lk);
 	mxfs_lock_unlist(ls, lk);
 	kfree(item);
-	mxfs_dlm_flush_later(ls);
+	if (told)
+		mxfs_dlm_flush_later(ls);
 }
 
 static void mxfs_dlm_zombie_work(struct work_struct *work)
 {
-	struct mxfs_lockspace *ls = container_of(work, struct mxfs_lockspace, zombie_work);
+	struct mxfs_lockspace *ls = container_of(to_delayed_work(work), struct mxfs_lockspace, zombie_work);
 	struct mxfs_zombie *zombie, *next;
 	struct mxfs_lock_item *item;
 	LIST_HEAD(dead);
+	bool gone = true;
 	int err;
 
 	spin_lock(&ls->send_spin);
@@ -921,10 +1420,15 @@ static void mxfs_dlm_zombie_work(struct work_struct *work)
 	spin_unlock(&ls->send_spin);
 	if (list_empty(&dead))
 		return;
-	/* One log force for all of them. */
+	list_for_each_entry(zombie, &dead, list) {
+		mxfs_cover_flush(&zombie->lock);
+		gone &= zombie->lock.dead;
+	}
+	/* One log force for all of them; what is only gone has no data to write. */
 	err = mxfs_gate_enter_wait(ls->sbi);
 	if (!err) {
-		err = ls->sbi->be->syncfs(ls->sbi);
+		if (!ls->sbi->be->answers_durable)
+			err = gone && ls->sbi->lower ? mxfs_lower_commit(ls->sbi) : ls->sbi->be->syncfs(ls->sbi);
 		mxfs_gate_leave(ls->sbi);
 	}
 	if (err && !mxfs_gate_fenced(&ls->sbi->gate)) {
@@ -935,8 +1439,9 @@ static void mxfs_dlm_zombie_work(struct work_struct *work)
 		spin_lock(&zombie->lock.spin);
 		mxfs_item_add(&zombie->lock, item, MXFS_CMD_LOCK_RELEASE, MXFS_MODE_NL, zombie->lock.mode, 0);
 		mxfs_lock_unhash(ls, &zombie->lock);
-		zombie->lock.mode = MXFS_MODE_NL;
+		mxfs_lock_set_mode(&zombie->lock, MXFS_MODE_NL);
 		spin_unlock(&zombie->lock.spin);
+		mxfs_cover_forget(ls, &zombie->lock);
 		mxfs_lock_unlist(ls, &zombie->lock);
 		kfree_rcu(zombie, rcu);
 	}
@@ -966,6 +1471,7 @@ static void mxfs_lock_granted(struct mxfs_lock *lk, int mode)
 {
 	lk->want = MXFS_MODE_NL;
 	lk->flags &= ~(MXFS_LF_CANCELLED | MXFS_LF_NOQUEUE);
+	mxfs_cover_end(lk);
 	mxfs_lock_set_mode(lk, mode);
 	lk->granted_at = jiffies;
 	lk->graces = MXFS_LOCK_GRACES;
@@ -976,6 +1482,12 @@ static void mxfs_lock_refused(struct mxfs_lockspace *ls, struct mxfs_lock *lk, i
 {
 	lk->want = MXFS_MODE_NL;
 	lk->flags &= ~(MXFS_LF_CANCELLED | MXFS_LF_NOQUEUE);
+	if (lk->flags & MXFS_LF_TELLING) {
+		/* No room for it at its master: given up as soon as nobody uses it. */
+		mxfs_cover_untold(lk);
+		WRITE_ONCE(lk->bast, MXFS_MODE_EX);
+		return;
+	}
 	lk->error = error;
 	lk->deny_seq = lk->seq;
 	if (lk->mode == MXFS_MODE_NL) {
@@ -1022,6 +1534,8 @@ static void mxfs_dlm_receive_one(struct mxfs_lockspace *ls, int cmd, const struc
 	} else if (cmd == MXFS_CMD_BAST) {
 		mxfs_count(ls->sbi, MXFS_COUNT_BAST);
 		mxfs_lock_recalled(lk, e);
+		if (lk->flags & MXFS_LF_ZOMBIE)
+			mod_delayed_work(ls->wq, &ls->zombie_work, 0);
 	} else if (lk->want != MXFS_MODE_NL && lk->seq == le32_to_cpu(e->seq)) {
 		if (cmd == MXFS_CMD_LOCK_GRANT)
 			mxfs_lock_granted(lk, e->mode);
@@ -1052,6 +1566,13 @@ static bool mxfs_lock_describe(struct mxfs_lockspace *ls, struct mxfs_lock *lk, 
 
 	spin_lock(&lk->spin);
 	lk->stamp = ls->stamp;
+	if (lk->flags & MXFS_LF_COVERED) {
+		/* Told as held: that makes it known. */
+		if (lk->flags & MXFS_LF_TELLING)
+			lk->want = MXFS_MODE_NL;
+		mxfs_cover_end(lk);
+		wake = true;
+	}
 	if (lk->want != MXFS_MODE_NL && (lk->flags & MXFS_LF_CANCELLED)) {
 		/* The new master never hears of it. */
 		mxfs_lock_refused(ls, lk, ECANCELED);
@@ -1063,6 +1584,7 @@ static bool mxfs_lock_describe(struct mxfs_lockspace *ls, struct mxfs_lock *lk, 
 		e->resource.volume = cpu_to_le64(lk->sbi->volume);
 		e->resource.ino = cpu_to_le64(lk->ino);
 		e->resource.offset = cpu_to_le64(lk->offset);
+		e->resource.ag = cpu_to_le32(lk->inode_gen);
 		e->resource.type = cpu_to_le32(lk->type);
 		e->lock_id = cpu_to_le64(lk->lock_id);
 		e->epoch = cpu_to_le64(ls->epoch);
@@ -1080,19 +1602,56 @@ static bool mxfs_lock_describe(struct mxfs_lockspace *ls, struct mxfs_lock *lk, 
 	return there;
 }
 
-int mxfs_dlm_dump(struct mxfs_sb_info *sbi, u64 epoch)
+/* Under ls->spin, with room for all. */
+static size_t mxfs_dlm_describe_all(struct mxfs_lockspace *ls, struct mxfs_lock_entry *entries)
+{
+	struct mxfs_lock *lk;
+	size_t count = 0;
+
+	list_for_each_entry(lk, &ls->all, all)
+		if (mxfs_lock_describe(ls, lk, &entries[count]))
+			count++;
+	return count;
+}
+
+/*
+ * The end of solo: what was changed under locks that nobody has any more becomes durable before another node can be
+ * granted one. The XFS stays meanwhile: roles change under role_mutex. Not through the gate, which a view change may have shut.
+ */
+static int mxfs_dlm_end_solo(struct mxfs_lockspace *ls)
+{
+	struct mxfs_sb_info *sbi = ls->sbi;
+	int err = 0;
+
+	if (!READ_ONCE(ls->solo_dirty))
+		return 0;
+	smp_store_mb(ls->solo_dirty, false);
+	mutex_lock(&sbi->role_mutex);
+	if (sbi->lower && !mxfs_gate_fenced(&sbi->gate))
+		err = mxfs_lower_sync(sbi);
+	mutex_unlock(&sbi->role_mutex);
+	if (err)
+		mxfs_fence(sbi, "changes could not be made durable before another node joins");
+	return err;
+}
+
+int mxfs_dlm_dump(struct mxfs_sb_info *sbi, u64 epoch, bool solo)
 {
 	struct mxfs_lockspace *ls = sbi->ls;
 	struct mxfs_lock_entry *entries = NULL;
-	struct mxfs_lock *lk;
 	size_t room = 0, count = 0, i, part;
-	int err = 0;
+	int err;
 
+	if (READ_ONCE(ls->solo) && !solo) { /* most of it before anybody has to wait for it */
+		err = mxfs_dlm_end_solo(ls);
+		if (err)
+			return err;
+	}
 	mutex_lock(&ls->send_mutex);
 	WRITE_ONCE(ls->frozen, true);
 	for (;;) {
 		spin_lock(&ls->spin);
-		if (ls->count <= room)
+		if (solo || ls->count <= room)
 			break; /* with ls->spin */
 		room = ls->count + 64;
 		spin_unlock(&ls->spin);
@@ -1105,9 +1664,11 @@ int mxfs_dlm_dump(struct mxfs_sb_info *sbi, u64 epoch)
 	}
 	ls->stamp++;
 	WRITE_ONCE(ls->epoch, epoch);
-	list_for_each_entry(lk, &ls->all, all)
-		if (mxfs_lock_describe(ls, lk, &entries[count]))
-			count++;
+	ls->dump_solo = solo;
+	/* Whoever holds a lock's spinlock and still sees solo is found by the walk, or by the look at solo_dirty. */
+	smp_store_mb(ls->solo, false);
+	if (!solo)
+		count = mxfs_dlm_describe_all(ls, entries);
 	spin_unlock(&ls->spin);
 
 	for (i = 0; i < count; i += part) {
@@ -1116,16 +1677,53 @@ int mxfs_dlm_dump(struct mxfs_sb_info *sbi, u64 epoch)
 	}
 	mutex_unlock(&ls->send_mutex);
 	kvfree(entries);
-	return err;
+	return solo ? 0 : mxfs_dlm_end_solo(ls);
 }
 
-void mxfs_dlm_view(struct mxfs_sb_info *sbi, u64 epoch)
+/* Nobody else is there: what is held stays, what was asked for is granted, what was to be sent concerns nobody. */
+static void mxfs_dlm_begin_solo(struct mxfs_lockspace *ls)
+{
+	struct mxfs_lock *lk;
+
+	spin_lock(&ls->spin);
+	ls->stamp++;
+	smp_store_mb(ls->solo, true);
+	list_for_each_entry(lk, &ls->all, all) {
+		spin_lock(&lk->spin);
+		lk->stamp = ls->stamp;
+		if (lk->flags & MXFS_LF_TELLING)
+			lk->want = MXFS_MODE_NL;
+		mxfs_cover_end(lk);
+		if (lk->want != MXFS_MODE_NL && (lk->flags & MXFS_LF_CANCELLED))
+			mxfs_lock_refused(ls, lk, ECANCELED);
+		else if (lk->want != MXFS_MODE_NL)
+			mxfs_lock_granted(lk, mxfs_mode_join(lk->want, lk->mode));
+		spin_unlock(&lk->spin);
+		wake_up_all(&lk->wait);
+	}
+	spin_unlock(&ls->spin);
+}
+
+void mxfs_dlm_view(struct mxfs_sb_info *sbi, u64 epoch, bool solo)
 {
 	struct mxfs_lockspace *ls = sbi->ls;
 
+	if (solo != READ_ONCE(ls->dump_solo)) {
+		mxfs_err(sbi, "the daemon's view is %s and its lock dump was not: locks wait for the next one",
+			 solo ? "solo" : "shared");
+		return;
+	}
 	WRITE_ONCE(ls->epoch, epoch);
+	if (solo)
+		mxfs_dlm_begin_solo(ls);
 	WRITE_ONCE(ls->frozen, false);
 	mxfs_dlm_flush_later(ls);
+}
+
+void mxfs_dlm_ready(struct mxfs_sb_info *sbi, u64 epoch)
+{
+	if (!READ_ONCE(sbi->ls->dump_solo))
+		mxfs_dlm_view(sbi, epoch, false);
 }
 
 void mxfs_dlm_freeze(struct mxfs_sb_info *sbi)
@@ -1145,6 +1743,7 @@ static void mxfs_dlm_refuse_all(struct mxfs_lockspace *ls, int error)
 		spin_unlock(&lk->spin);
 		wake_up_all(&lk->wait);
 	}
+	mxfs_cover_event(ls);
 }
 
 void mxfs_dlm_fence(struct mxfs_sb_info *sbi)
@@ -1155,6 +1754,99 @@ void mxfs_dlm_fence(struct mxfs_sb_info *sbi)
 	WRITE_ONCE(ls->fenced, true);
 	mxfs_dlm_refuse_all(ls, EIO);
 	spin_unlock(&ls->spin);
+}
+
+/* ---------------------------------------------------------------- the cache's size */
+
+/*
+ * Second chance: the list of all locks is the clock's face, its head the hand. What was used since the hand came by goes
+ * to the end once more; what was not, and nobody uses, is given up as if another node wanted it. Returns how many.
+ */
+static int mxfs_dlm_trim_turn(struct mxfs_lockspace *ls, int count)
+{
+	struct mxfs_lock *lk;
+	int look, given = 0;
+	bool idle;
+
+	spin_lock(&ls->spin);
+	for (look = min_t(unsigned int, ls->count, MXFS_TRIM_LOOK); look > 0 && given < count; look--) {
+		lk = list_first_entry(&ls->all, struct mxfs_lock, all);
+		list_move_tail(&lk->all, &ls->all);
+		spin_lock(&lk->spin);
+		idle = lk->mode != MXFS_MODE_NL && lk->want == MXFS_MODE_NL && lk->bast == MXFS_MODE_NL &&
+		       !(lk->flags & ~MXFS_LF_COVERED) && lk->ops && !mxfs_lock_users_above(lk, MXFS_MODE_NL) &&
+		       list_empty(&lk->covered) && list_empty(&lk->telling) && !READ_ONCE(ls->stopping);
+		if (idle && READ_ONCE(lk->recent)) {
+			WRITE_ONCE(lk->recent, false);
+			idle = false;
+		}
+		idle = idle && (!lk->ops->idle || lk->ops->idle(lk));
+		if (idle) {
+			WRITE_ONCE(lk->bast, MXFS_MODE_EX);
+			lk->given = true;
+			atomic_inc(&ls->giving);
+		}
+		spin_unlock(&lk->spin);
+		/* It is listed, so it stays for as long as ls->spin is held; the work has a reference of its own. */
+		if (idle && mxfs_lock_kick(lk))
+			given++;
+	}
+	spin_unlock(&ls->spin);
+	return given;
+}
+
+/* Gives up to `count` locks up, asynchronously. The hand goes round twice at most. False: that was not enough. */
+static bool mxfs_dlm_trim(struct mxfs_lockspace *ls, int count)
+{
+	long looks = 2 * (long)READ_ONCE(ls->count) + MXFS_TRIM_LOOK;
+	int given;
+
+	while (count > 0 && looks > 0) {
+		given = mxfs_dlm_trim_turn(ls, count);
+		mxfs_count_add(ls->sbi, MXFS_COUNT_CACHE_EVICTED, given);
+		count -= given;
+		looks -= MXFS_TRIM_LOOK;
+		cond_resched();
+	}
+	return count <= 0;
+}
+
+static void mxfs_dlm_trim_work(struct work_struct *work)
+{
+	struct mxfs_lockspace *ls = container_of(work, struct mxfs_lockspace, trim_work);
+	int excess = mxfs_cache_excess(ls);
+
+	/* A little below the limit, so that not every new lock does this. */
+	if (excess > 0 && !mxfs_dlm_trim(ls, excess + (int)(mxfs_cache_limit() / 16)))
+		WRITE_ONCE(ls->trim_after, jiffies + MXFS_TRIM_PAUSE);
+}
+
+static unsigned long mxfs_dlm_shrink_count(struct shrinker *shrinker, struct shrink_control *sc)
+{
+	struct mxfs_lockspace *ls = container_of(shrinker, struct mxfs_lockspace, shrinker);
+
+	return atomic_read(&ls->held) ?: SHRINK_EMPTY;
+}
+
+/* Nothing is waited for here. */
+static unsigned long mxfs_dlm_shrink_scan(struct shrinker *shrinker, struct shrink_control *sc)
+{
+	struct mxfs_lockspace *ls = container_of(shrinker, struct mxfs_lockspace, shrinker);
+	unsigned long given;
+
+	if (READ_ONCE(ls->stopping))
+		return SHRINK_STOP;
+	given = mxfs_dlm_trim_turn(ls, min_t(unsigned long, sc->nr_to_scan, MXFS_TRIM_LOOK));
+	mxfs_count_add(ls->sbi, MXFS_COUNT_CACHE_EVICTED, given);
+	return given;
+}
+
+int mxfs_dlm_describe(struct mxfs_sb_info *sbi, char *text, int size)
+{
+	struct mxfs_lockspace *ls = sbi->ls;
+
+	return scnprintf(text, size, "locks_held %d\nlocks_limit %u\nlocks_covered %u\nlocks_solo %d\n",
+			 atomic_read(&ls->held), mxfs_cache_limit(), READ_ONCE(ls->cover_count), READ_ONCE(ls->solo));
 }
 
 /* ---------------------------------------------------------------- unmount */
@@ -1200,7 +1892,7 @@ int mxfs_dlm_drop_all(struct mxfs_sb_info *sbi)
 		if (found->ops && found->ops->put)
 			found->ops->put(found);
 	}
-	flush_work(&ls->zombie_work);
+	flush_delayed_work(&ls->zombie_work);
 	flush_work(&ls->send_work);
 	return err;
 }
@@ -1215,21 +1907,28 @@ int mxfs_dlm_init(struct mxfs_sb_info *sbi)
 	spin_lock_init(&ls->spin);
 	spin_lock_init(&ls->hash_spin);
 	spin_lock_init(&ls->send_spin);
+	spin_lock_init(&ls->cover_spin);
+	init_waitqueue_head(&ls->cover_wait);
+	INIT_WORK(&ls->trim_work, mxfs_dlm_trim_work);
+	ls->trim_after = jiffies;
 	mutex_init(&ls->send_mutex);
 	INIT_LIST_HEAD(&ls->all);
 	INIT_LIST_HEAD(&ls->send);
 	INIT_LIST_HEAD(&ls->zombies);
 	hash_init(ls->hash);
 	INIT_WORK(&ls->send_work, mxfs_dlm_send_work);
-	INIT_WORK(&ls->zombie_work, mxfs_dlm_zombie_work);
+	INIT_DELAYED_WORK(&ls->zombie_work, mxfs_dlm_zombie_work);
 	ls->frozen = true; /* until the first view */
 	/* Ids never come twice, in later mounts of this node neither: the time of the mount in front. */
 	atomic64_set(&ls->next_id, (ktime_get_real_seconds() << 24) & GENMASK_ULL(MXFS_LOCK_CLIENT_SHIFT - 1, 0));
 	ls->batch = kmalloc_array(MXFS_NL_LOCKS_MAX, sizeof(*ls->batch), GFP_KERNEL);
 	ls->wq = alloc_workqueue("mxfs-demote/%u", WQ_UNBOUND | WQ_MEM_RECLAIM, 256, sbi->mount_id);
 	ls->send_wq = alloc_ordered_workqueue("mxfs-ask/%u", WQ_MEM_RECLAIM | WQ_HIGHPRI, sbi->mount_id);
+	ls->shrinker.count_objects = mxfs_dlm_shrink_count;
+	ls->shrinker.scan_objects = mxfs_dlm_shrink_scan;
+	ls->shrinker.seeks = DEFAULT_SEEKS;
 	sbi->ls = ls;
-	if (ls->batch && ls->wq && ls->send_wq)
+	if (ls->batch && ls->wq && ls->send_wq && !register_shrinker(&ls->shrinker, "mxfs-locks:%u", sbi->mount_id))
 		return 0;
 	mxfs_dlm_destroy(sbi);
 	return -ENOMEM;
@@ -1242,6 +1941,8 @@ void mxfs_dlm_destroy(struct mxfs_sb_info *sbi)
 
 	if (!ls)
 		return;
+	unregister_shrinker(&ls->shrinker); /* one that was not registered, too */
+	flush_delayed_work(&ls->zombie_work);
 	if (ls->wq)
 		destroy_workqueue(ls->wq);
 	if (ls->send_wq)

@@ -34,11 +34,10 @@ static u64 mxfs_gate_now_ms(void)
 	return div_u64(ktime_get_boottime_ns(), NSEC_PER_MSEC);
 }
 
+/* Asked several times in each operation: by the clock of the last tick, which is behind by one tick at most. */
 bool mxfs_gate_lease_valid(struct mxfs_sb_info *sbi)
 {
-	u64 until = atomic64_read(&sbi->gate.lease_until);
-
-	return until && mxfs_gate_now_ms() < until;
+	return ktime_to_ns(ktime_get_coarse_boottime()) < READ_ONCE(sbi->gate.lease_until_ns);
 }
 
 static void mxfs_gate_drained(struct percpu_ref *ref)
@@ -238,6 +237,8 @@ void mxfs_gate_lease(struct mxfs_sb_info *sbi, u64 until_ms)
 	u64 now = mxfs_gate_now_ms(), left = until_ms > now ? until_ms - now : 0;
 
 	atomic64_set(&gate->lease_until, until_ms);
+	until_ms = min_t(u64, until_ms, U64_MAX / NSEC_PER_MSEC / 2);
+	WRITE_ONCE(gate->lease_until_ns, max_t(u64, until_ms * NSEC_PER_MSEC, TICK_NSEC) - TICK_NSEC);
 	WRITE_ONCE(gate->overdue, false);
 	wake_up_all(&gate->wait);
 	if (!READ_ONCE(sbi->stopping))

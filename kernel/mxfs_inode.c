@@ -166,6 +166,8 @@ struct inode *mxfs_iget(struct super_block *sb, const struct mxfs_attr *attr)
 	mi = MXFS_I(inode);
 	mxfs_lock_init(sbi, &mi->lock, &mxfs_inode_lock_ops, inode, MXFS_RES_INODE, attr->fh.ino, 0);
 	mxfs_lock_init(sbi, &mi->open, &mxfs_open_lock_ops, inode, MXFS_RES_OPEN, attr->fh.ino, 0);
+	mi->lock.inode_gen = attr->fh.gen;
+	mi->open.inode_gen = attr->fh.gen;
 	inode->i_mode = attr->mode;
 	inode->i_flags |= S_NOATIME | S_NOCMTIME;
 	mxfs_attr_copy(inode, attr, true);
@@ -309,6 +311,7 @@ void mxfs_inode_gone(struct inode *inode)
 
 	spin_lock(&inode->i_lock);
 	set_bit(MXFS_VN_GONE, &vn->state);
+	WRITE_ONCE(vn->mi.lock.dead, true);
 	clear_bit(MXFS_VN_LOCAL, &vn->state);
 	vn->attr_seq++;
 	vn->mi.parked = false;
@@ -420,6 +423,11 @@ int mxfs_permission(struct user_namespace *userns, struct inode *inode, int mask
 			return -ECHILD;
 		return generic_permission(userns, inode, mask);
 	}
+	/* True at this moment, as in an RCU walk. (An ACL that is not here yet is asked for under a lock of its own.) */
+	if (mxfs_lock_is_cached(&mi->lock, MXFS_MODE_CR) && READ_ONCE(mi->attr_gen) == mxfs_lock_gen(&mi->lock)) {
+		mxfs_lock_used(&mi->lock);
+		return generic_permission(userns, inode, mask);
+	}
 	err = mxfs_lock_get(&mi->lock, MXFS_MODE_CR, 0);
 	if (err)
 		return err;
@@ -438,6 +446,41 @@ int mxfs_permission(struct user_namespace *userns, struct inode *inode, int mask
 	return err;
 }
 
+/* Under i_lock. */
+static void mxfs_fill_stat(struct user_namespace *userns, struct inode *inode, struct kstat *stat)
+{
+	struct mxfs_inode *mi = MXFS_I(inode);
+
+	generic_fillattr(userns, inode, stat);
+	stat->btime = mi->btime;
+	if (mi->lower_flags & MXFS_ATTR_IMMUTABLE)
+		stat->attributes |= STATX_ATTR_IMMUTABLE;
+	if (mi->lower_flags & MXFS_ATTR_APPEND)
+		stat->attributes |= STATX_ATTR_APPEND;
+	stat->result_mask |= STATX_BTIME;
+	stat->attributes_mask |= STATX_ATTR_IMMUTABLE | STATX_ATTR_APPEND;
+	/* Not yet allocated below: a file with data must not look empty to du and tar. */
+	if (mxfs_is_local(inode) && stat->size && !stat->blocks)
+		stat->blocks = (stat->size + 511) >> 9;
+}
+
+/*
+ * Without taking the lock: attributes are made void under i_lock before the lock is lowered, so if they are valid here, with
+ * i_lock held, the lock is cached at this very moment.
+ */
+static bool mxfs_getattr_cached(struct user_namespace *userns, struct inode *inode, struct kstat *stat)
+{
+	struct mxfs_inode *mi = MXFS_I(inode);
+	bool valid;
+
+	spin_lock(&inode->i_lock);
+	valid = mxfs_lock_is_cached(&mi->lock, MXFS_MODE_PR) && READ_ONCE(mi->attr_gen) == mxfs_lock_gen(&mi->lock);
+	if (valid)
+		mxfs_fill_stat(userns, inode, stat);
+	spin_unlock(&inode->i_lock);
+	return valid;
+}
+
 int mxfs_getattr(struct user_namespace *userns, const struct path *path, struct kstat *stat, u32 mask,
 		 unsigned int flags)
 {
@@ -445,6 +488,10 @@ int mxfs_getattr(struct user_namespace *userns, const struct path *path, struct 
 	struct mxfs_inode *mi = MXFS_I(inode);
 	int err;
 
+	if (mxfs_getattr_cached(userns, inode, stat)) {
+		mxfs_lock_used(&mi->lock);
+		return 0;
+	}
 	err = mxfs_lock_get(&mi->lock, MXFS_MODE_PR, 0);
 	if (err)
 		return err;
@@ -455,18 +502,8 @@ int mxfs_getattr(struct user_namespace *userns, const struct path *path, struct 
 	}
 	if (!err) {
 		spin_lock(&inode->i_lock);
-		generic_fillattr(userns, inode, stat);
-		stat->btime = mi->btime;
-		if (mi->lower_flags & MXFS_ATTR_IMMUTABLE)
-			stat->attributes |= STATX_ATTR_IMMUTABLE;
-		if (mi->lower_flags & MXFS_ATTR_APPEND)
-			stat->attributes |= STATX_ATTR_APPEND;
+		mxfs_fill_stat(userns, inode, stat);
 		spin_unlock(&inode->i_lock);
-		stat->result_mask |= STATX_BTIME;
-		stat->attributes_mask |= STATX_ATTR_IMMUTABLE | STATX_ATTR_APPEND;
-		/* Not yet allocated below: a file with data must not look empty to du and tar. */
-		if (mxfs_is_local(inode) && stat->size && !stat->blocks)
-			stat->blocks = (stat->size + 511) >> 9;
 	}
 	mxfs_lock_put(&mi->lock, MXFS_MODE_PR);
 	return err;

@@ -99,10 +99,17 @@ void mxfs_lower_close(struct mxfs_lower *lower, struct file *file)
 	doom(lower, node);
 }
 
+/* Only what has an open file is the worker's: the rest goes here and now, as in any other use of the XFS. */
 void mxfs_lower_node_put(struct mxfs_lower *lower, struct mxfs_lower_node *node)
 {
-	if (refcount_dec_and_test(&node->ref))
+	if (!refcount_dec_and_test(&node->ref))
+		return;
+	if (node->file) {
 		doom(lower, node);
+		return;
+	}
+	dput(node->dentry);
+	kfree(node);
 }
 
 /* Under lower->lock. The caller drops the reference of the hash. */

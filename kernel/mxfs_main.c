@@ -33,6 +33,14 @@ const char *const mxfs_counter_names[MXFS_COUNT_MAX] = {
 	[MXFS_COUNT_REVALIDATE_HIT] = "revalidate_hit",
 	[MXFS_COUNT_REVALIDATE_MISS] = "revalidate_miss",
 	[MXFS_COUNT_INVALIDATE] = "invalidate",
+	[MXFS_COUNT_SOLO_GRANT] = "solo_grants",
+	[MXFS_COUNT_COVERED] = "covered",
+	[MXFS_COUNT_COVER_TOLD] = "cover_told",
+	[MXFS_COUNT_COVER_FULL] = "cover_full",
+	[MXFS_COUNT_ASK_AHEAD] = "ask_ahead",
+	[MXFS_COUNT_LOCK_BATCH] = "lock_batches",
+	[MXFS_COUNT_LOCK_ITEM] = "lock_items",
+	[MXFS_COUNT_CACHE_EVICTED] = "cache_evicted",
 };
 
 static int __init mxfs_init(void)

@@ -56,7 +56,7 @@ struct mxfs_nl_msg {
 	struct mxfs_sb_info *sbi;
 	u8 cmd;
 	bool has_ino;
-	u32 error, role, node, incarnation, holder, open, force, resend, node_state;
+	u32 error, role, node, incarnation, holder, open, force, resend, solo, node_state;
 	u64 req_id, epoch, lease_until, ino, lockstate_size;
 	int count;
 	char text[MXFS_NL_MESSAGE_LEN];
@@ -108,6 +108,7 @@ static const struct nla_policy mxfs_nl_policy[MXFS_A_MAX + 1] = {
 	[MXFS_A_COUNTERS] = { .type = NLA_REJECT },
 	[MXFS_A_DEVICE] = { .type = NLA_REJECT },
 	[MXFS_A_PAD] = { .type = NLA_REJECT },
+	[MXFS_A_SOLO] = NLA_POLICY_MAX(NLA_U32, 1),
 };
 
 /* Whole sentences: an extack message is not copied. */
@@ -308,11 +309,11 @@ static void mxfs_nl_work(struct work_struct *work)
 		mxfs_super_gate(sbi, msg->req_id, msg->open, msg->text, msg->force);
 		break;
 	case MXFS_CMD_LOCK_DUMP:
-		err = mxfs_dlm_dump(sbi, msg->epoch);
+		err = mxfs_dlm_dump(sbi, msg->epoch, msg->solo);
 		mxfs_nl_done(sbi, msg->req_id, err, err ? "not enough memory for the list of locks" : NULL);
 		break;
 	case MXFS_CMD_VIEW:
-		mxfs_super_view(sbi, msg->epoch, msg->holder, msg->resend);
+		mxfs_super_view(sbi, msg->epoch, msg->holder, msg->resend, msg->solo);
 		break;
 	case MXFS_CMD_LOCK_GRANT:
 	case MXFS_CMD_LOCK_DENY:
@@ -509,6 +510,7 @@ static int mxfs_nl_queue(struct sk_buff *skb, struct genl_info *info)
 	msg->open = mxfs_nl_u32(info, MXFS_A_GATE_OPEN);
 	msg->force = mxfs_nl_u32(info, MXFS_A_FORCE);
 	msg->resend = mxfs_nl_u32(info, MXFS_A_RESEND);
+	msg->solo = mxfs_nl_u32(info, MXFS_A_SOLO);
 	msg->node_state = mxfs_nl_u32(info, MXFS_A_NODE_STATE);
 	msg->req_id = mxfs_nl_u64(info, MXFS_A_REQ_ID);
 	msg->epoch = mxfs_nl_u64(info, MXFS_A_EPOCH);
@@ -694,6 +696,16 @@ static int mxfs_nl_done_received(struct sk_buff *skb, struct genl_info *info)
 	return err;
 }
 
+static u64 mxfs_nl_counter(struct mxfs_sb_info *sbi, int which)
+{
+	u64 sum = 0;
+	int cpu;
+
+	for_each_possible_cpu(cpu)
+		sum += per_cpu_ptr(sbi->counters, cpu)[which];
+	return sum;
+}
+
 static int mxfs_nl_status(struct sk_buff *skb, struct genl_info *info)
 {
 	struct mxfs_sb_info *sbi = mxfs_nl_mount(info);
@@ -711,8 +723,8 @@ static int mxfs_nl_status(struct sk_buff *skb, struct genl_info *info)
 	if (!text || !reply)
 		goto out;
 	for (i = 0; i < MXFS_COUNT_MAX; i++)
-		len += scnprintf(text + len, 4096 - len, "%s %lld\n", mxfs_counter_names[i],
-				 (long long)atomic64_read(&sbi->counters[i]));
+		len += scnprintf(text + len, 4096 - len, "%s %llu\n", mxfs_counter_names[i], mxfs_nl_counter(sbi, i));
+	len += mxfs_dlm_describe(sbi, text + len, 4096 - len);
 	len += scnprintf(text + len, 4096 - len, "netlink_dropped %lld\nnetlink_failed %lld\nnetlink_queued_bytes %ld\n",
 			 (long long)atomic64_read(&nl->dropped), (long long)atomic64_read(&nl->failed),
 			 atomic_long_read(&nl->bytes));

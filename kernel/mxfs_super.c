@@ -1015,11 +1015,10 @@ void mxfs_super_recovery(struct mxfs_sb_info *sbi, bool start, u32 node)
 	mxfs_daemon_gate(sbi, &sbi->recovery_shut, !start, reason, true);
 }
 
-void mxfs_super_view(struct mxfs_sb_info *sbi, u64 epoch, u32 holder, bool resend)
+static void mxfs_view_taken(struct mxfs_sb_info *sbi, u64 epoch, u32 holder, bool resend)
 {
 	WRITE_ONCE(sbi->epoch, epoch);
 	WRITE_ONCE(sbi->holder, holder);
-	mxfs_dlm_view(sbi, epoch);
 	/* Before the gate opens, here and at the holder: nobody else can be granted them in between. */
 	if (sbi->locks_at && sbi->locks_at != holder)
 		mxfs_flock_reclaim(sbi);
@@ -1027,6 +1026,12 @@ void mxfs_super_view(struct mxfs_sb_info *sbi, u64 epoch, u32 holder, bool resen
 	if (resend)
 		mxfs_remote_resend(sbi);
 	cmpxchg(&sbi->kstate, MXFS_KSTATE_DETACHED, MXFS_KSTATE_RUNNING);
+}
+
+void mxfs_super_view(struct mxfs_sb_info *sbi, u64 epoch, u32 holder, bool resend, bool solo)
+{
+	mxfs_dlm_view(sbi, epoch, solo);
+	mxfs_view_taken(sbi, epoch, holder, resend);
 }
 
 void mxfs_super_daemon_ready(struct mxfs_sb_info *sbi, int error, const char *message, u32 role, u64 epoch, u32 holder,
@@ -1049,10 +1054,12 @@ void mxfs_super_daemon_ready(struct mxfs_sb_info *sbi, int error, const char *me
 		return;
 	mxfs_gate_lease(sbi, lease_until);
 	if (READ_ONCE(sbi->kstate) == MXFS_KSTATE_STARTING) {
-		mxfs_super_view(sbi, epoch, holder, false);
+		mxfs_dlm_ready(sbi, epoch);
+		mxfs_view_taken(sbi, epoch, holder, false);
 		WRITE_ONCE(sbi->kstate, MXFS_KSTATE_RUNNING);
 	} else if (READ_ONCE(sbi->kstate) == MXFS_KSTATE_DETACHED) {
-		mxfs_super_view(sbi, epoch, holder, true);
+		mxfs_dlm_ready(sbi, epoch);
+		mxfs_view_taken(sbi, epoch, holder, true);
 	}
 	mxfs_daemon_gate(sbi, &sbi->daemon_shut, true, "", false);
 	spin_lock(&daemon->lock);
@@ -1075,6 +1082,7 @@ static const struct mxfs_lock_ops mxfs_rename_lock_ops = { .get = mxfs_rename_lo
 static void mxfs_sbi_free(struct mxfs_sb_info *sbi)
 {
 	mxfs_options_free(&sbi->opt);
+	free_percpu(sbi->counters);
 	kfree(sbi);
 }
 
@@ -1091,6 +1099,9 @@ static int mxfs_sbi_start(struct mxfs_sb_info *sbi, struct super_block *sb)
 	err = mxfs_gate_init(&sbi->gate);
 	if (err)
 		return err;
+	sbi->counters = __alloc_percpu(MXFS_COUNT_MAX * sizeof(u64), __alignof__(u64));
+	if (!sbi->counters)
+		return -ENOMEM;
 	sbi->daemon = mxfs_daemon_alloc(sbi);
 	err = sbi->daemon ? mxfs_nl_mount_init(sbi) : -ENOMEM;
 	if (!err)

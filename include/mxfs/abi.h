@@ -74,7 +74,7 @@ struct mxfs_resource {
 	__le64 volume;
 	__le64 ino;
 	__le64 offset;
-	__le32 ag;
+	__le32 ag; /* AG: the allocation group. INODE, OPEN: the inode's generation. Else 0 */
 	__le32 type;
 };
 

@@ -56,10 +56,14 @@ enum mxfs_cmd {
 	/*
 	 * D->K (req): view change, first half: stop the lock service, move to EPOCH, tell every lock held
 	 * or waited for: K->D MXFS_CMD_LOCK_DUMP messages with LOCKS, then DONE. Answers of earlier epochs
-	 * are void from now on; new requests wait in the kernel.
+	 * are void from now on; new requests wait in the kernel. With SOLO nothing is told: the view that
+	 * comes has no other node.
 	 */
 	MXFS_CMD_LOCK_DUMP = 6,
-	/* D->K: view change, second half: EPOCH, HOLDER, RESEND 0/1 (fsops unanswered are sent again). Resume. */
+	/*
+	 * D->K: view change, second half: EPOCH, HOLDER, RESEND 0/1 (fsops unanswered are sent again), SOLO as in the
+	 * LOCK_DUMP before. Resume. With SOLO the kernel grants its locks itself, tells none, until the next LOCK_DUMP.
+	 */
 	MXFS_CMD_VIEW = 7,
 	/* K->D: LOCKS: new requests (flags NOQUEUE). */
 	MXFS_CMD_LOCK_REQUEST = 8,
@@ -138,8 +142,9 @@ enum mxfs_attr_id {
 	MXFS_A_COUNTERS = 32,      /* string: "name value\n" lines, at most 4095 bytes */
 	MXFS_A_DEVICE = 33,        /* string */
 	MXFS_A_PAD = 34,
+	MXFS_A_SOLO = 35,          /* u32, 0 or 1 */
 };
-#define MXFS_A_MAX 34
+#define MXFS_A_MAX 35
 
 /* The kernel's state of a mount. */
 enum mxfs_kstate {

@@ -25,6 +25,9 @@ import { Startup, StartupFailed } from "./startup.js";
 import { ClusterState, Halted, hexNode, type Mistake, memberOf, type Phase } from "./state.js";
 import { Takeover } from "./takeover.js";
 
+/** How often it is said that the end of solo takes long. */
+const SOLO_END_MS = 10_000;
+
 export interface ClusterSnapshot {
   readonly phase: Phase;
   readonly role: Role;
@@ -100,6 +103,21 @@ export class ClusterCore implements ClusterEvents {
     const { phase, role, view, highestEpoch, connected } = this.#state;
     const leaseUntil = this.#lease.leaseUntil;
     return { phase, role, view, highestEpoch, leaseUntil, connected: [...connected.keys()] };
+  }
+
+  /**
+   * Somebody beside the kernel is about to ask for locks that the kernel takes, too: resolves when the lock table knows
+   * the kernel's. From then on it always does.
+   */
+  async endSolo(): Promise<void> {
+    const state = this.#state;
+    state.soloBarred = true;
+    if (state.solo && state.role === Role.HOLDER) {
+      this.#coordinator.requestResync("a control client asks for a lock that the kernel takes");
+    }
+    while ((await state.until(() => (state.solo ? undefined : true), SOLO_END_MS)) === null) {
+      state.log("warn", "the view change that ends solo takes long", {});
+    }
   }
 
   // ---- flows ------------------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ export class Participant {
   /** While joining or rejoining: the node whose PREPARE is awaited. */
   joinTarget: number | null = null;
   readonly #rebuildSent = new Set<number>();
+  /** The view under way has no other node, and nobody but the kernel wants the kernel's locks. */
+  #solo = false;
 
   constructor(
     readonly state: ClusterState,
@@ -59,7 +61,9 @@ export class Participant {
   async rebuild(view: View): Promise<boolean> {
     const { state } = this;
     if (!(await this.startHeartbeat(view))) return false;
-    const dump = await state.ports.kernel.lockDump(view.epoch);
+    const alone = view.members.length === 1 || state.mistakes.has("solo-in-company");
+    this.#solo = alone && !state.soloBarred;
+    const dump = await state.ports.kernel.lockDump(view.epoch, this.#solo);
     state.alive();
     if (state.next !== view) return false;
     if (dump.error !== 0) throw new Error(`kernel refused LOCK_DUMP: errno ${dump.error} ${dump.message}`);
@@ -119,7 +123,8 @@ export class Participant {
     this.lease.watchOnly(view.members);
     for (const member of gone) state.ports.locks.purge(member.node);
     state.ports.locks.resume(view.epoch);
-    state.ports.kernel.view(view.epoch, view.holder, resend);
+    state.ports.kernel.view(view.epoch, view.holder, resend, this.#solo);
+    state.solo = this.#solo;
     if (this.lease.leaseUntil > state.now()) state.ports.kernel.lease(this.lease.leaseUntil, view.epoch);
     for (const node of state.recovering) state.ports.kernel.recovery(false, node, view.epoch);
     state.recovering.clear();

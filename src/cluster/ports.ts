@@ -96,9 +96,11 @@ export interface KernelPort {
   /**
    * LOCK_DUMP: resolves when the kernel said DONE *and* every dumped lock was handed to the connection of its master
    * (in the view last given to locks.freezeAndClear), so that a REBUILD_SENT sent afterwards arrives behind them.
+   * `solo`: the kernel tells none, since it has no other node to share them with in the view that comes.
    */
-  lockDump(epoch: bigint): Promise<RoleChangeResult>;
-  view(epoch: bigint, holder: number, resend: boolean): void;
+  lockDump(epoch: bigint, solo: boolean): Promise<RoleChangeResult>;
+  /** `solo` as in the lockDump() before: the kernel grants its locks itself until the next one. */
+  view(epoch: bigint, holder: number, resend: boolean, solo: boolean): void;
   /** RECOVERY_START and RECOVERY_DONE: the dead holder `node` is being taken over, operations wait. */
   recovery(begin: boolean, node: number, epoch: bigint): void;
   lease(untilMs: number, epoch: bigint): void;

@@ -53,7 +53,9 @@ export type Mistake =
   /** Takeover: the journal slot says that recovery is done before XFS is mounted. */
   | "recovered-before-mount"
   /** Takeover: members are not told to send unanswered operations again. */
-  | "takeover-without-resend";
+  | "takeover-without-resend"
+  /** Solo: the kernel goes on granting itself locks in a view with other nodes. */
+  | "solo-in-company";
 
 interface Waiter {
   check(): boolean;
@@ -84,6 +86,10 @@ export class ClusterState {
   contested = false;
   /** Not our holder yet; it has the reservation, so its view changes are followed. */
   newHolder: number | null = null;
+  /** The kernel grants its locks itself: there is no other node, and the lock table knows none of them. */
+  solo = false;
+  /** Somebody beside the kernel has wanted locks that the kernel takes: no view of this daemon is solo any more. */
+  soloBarred = false;
   /** Dead holders whose recovery the kernel was told of, until the next view is committed. */
   readonly recovering = new Set<number>();
   /** The request id of VOLUME_UNMOUNT. */

@@ -10,6 +10,8 @@
 // A lock on a named (USER) resource comes with the resource's value; who gives up PW or EX may write it. A client
 // that is gone without a word, holding PW or EX, leaves it invalid.
 //
+// The kernel takes locks of every type but USER: before the first one of such a type is asked for, solo ends (`share`).
+//
 // While the lock service is frozen by a view change, new requests and releases wait here for `resumed`; what was
 // sent before the change is told again as a reclaim.
 //
@@ -32,6 +34,7 @@ import {
   MXFS_LVB_LEN,
   MXFS_MODE_NL,
   MXFS_MODE_PW,
+  MXFS_RES_USER,
   WireType,
 } from "../wire/abi.js";
 import {
@@ -106,6 +109,8 @@ export interface ClientLocksTargets {
   /** To the lock engine of the main thread. */
   submit(command: Command, entries: readonly ValuedEntry[]): void;
   detector(): DeadlockDetector | null;
+  /** Resolves when the lock table knows the locks of this node's kernel, which it does not while the node is alone. */
+  share(): Promise<void>;
 }
 
 const plain = (entry: LockEntry): ValuedEntry => ({ entry, value: null });
@@ -115,7 +120,10 @@ export class ClientLocks {
   readonly #locks = new Map<bigint, ClientLock>();
   #nextId: bigint;
   #frozen = true;
-  /** Statements made while frozen. */
+  /** The kernel takes locks of the types in question, too: `share` has been asked for, and has not resolved. */
+  #sharing = false;
+  #shared = false;
+  /** Statements made while frozen or sharing. */
   #held: (() => void)[] = [];
 
   /** @param idBase lock ids start here: higher with every start of the daemon. */
@@ -136,6 +144,9 @@ export class ClientLocks {
     timeoutMs: number | null,
   ): Promise<Granted> {
     const resource = this.#resource(name);
+    if (resource.type !== MXFS_RES_USER) {
+      this.#share();
+    }
     const mine = Array.from(this.#locks.values()).filter((lock) => lock.client === client).length;
     if (this.#locks.size >= LOCKS_MAX || mine >= LOCKS_PER_CLIENT_MAX) {
       throw new ControlError(
@@ -304,9 +315,29 @@ export class ClientLocks {
 
   resumed(): void {
     this.#frozen = false;
+    this.#act();
+  }
+
+  #act(): void {
+    if (this.#frozen || this.#sharing) {
+      return;
+    }
     for (const action of this.#held.splice(0)) {
       action();
     }
+  }
+
+  /** Nothing is sent until the lock table knows what the kernel holds. */
+  #share(): void {
+    if (this.#shared) {
+      return;
+    }
+    this.#shared = true;
+    this.#sharing = true;
+    void this.#targets.share().then(() => {
+      this.#sharing = false;
+      this.#act();
+    });
   }
 
   /** The client that owns a lock of this node, and what it waits for; for the deadlock detector. */
@@ -437,7 +468,7 @@ export class ClientLocks {
 
   /** Does something now, or after the view change. */
   #state(action: () => void): void {
-    if (this.#frozen) {
+    if (this.#frozen || this.#sharing) {
       this.#held.push(action);
     } else {
       action();

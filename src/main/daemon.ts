@@ -248,6 +248,7 @@ class Daemon {
         epoch: () => this.#words.nextEpoch,
         submit: (command, entries) => this.#submitControl(command, entries),
         detector: () => this.#detector,
+        share: () => this.#share(),
       },
       BigInt(Math.floor(bootTimeMs())) << 20n,
     );
@@ -448,6 +449,11 @@ class Daemon {
       case "resumed":
         this.#locks?.resumed();
         return;
+      case "shared":
+        for (const resolve of this.#shareWaiters.splice(0)) {
+          resolve();
+        }
+        return;
       case "announce":
         this.#discovery?.announce(message.key, message.epoch, message.role as Role);
         return;
@@ -471,6 +477,15 @@ class Daemon {
         this.#fatal("main", `unknown message ${JSON.stringify(message)}`);
     }
   }
+
+  /** While this node is alone its kernel grants its own locks: they are in the table before a client asks for one. */
+  #share(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#shareWaiters.push(resolve);
+      this.#toLease({ kind: "share" });
+    });
+  }
+  readonly #shareWaiters: (() => void)[] = [];
 
   #wakeWaiters(): void {
     for (const waiter of this.#statusWaiters.splice(0)) {

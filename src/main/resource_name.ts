@@ -4,7 +4,8 @@
 //
 //   NAME               any word: type USER, ino = FNV-1a-64 of its UTF-8 bytes
 //   user:NUMBER        type USER with that number
-//   inode:INO  open:INO  flock:INO  extent:INO:OFFSET  ag:NUMBER  super:NUMBER  journal:SLOT
+//   inode:INO:GENERATION  open:INO:GENERATION  (without GENERATION: 0)
+//   flock:INO  extent:INO:OFFSET  ag:NUMBER  super:NUMBER  journal:SLOT
 //
 // Numbers are decimal or 0x hexadecimal, below 2^64 (AG: 2^32).
 // Known weakness: two names with one FNV-1a-64 are one lock (odds 2^-64 a pair).
@@ -62,6 +63,8 @@ const BY_INO: Readonly<Record<string, number>> = {
   open: MXFS_RES_OPEN,
   flock: MXFS_RES_FLOCK,
 };
+/** Inode numbers come again: the kernel's locks on an inode name its generation. */
+const WITH_GENERATION: readonly string[] = ["inode", "open"];
 const BY_OFFSET: Readonly<Record<string, number>> = { super: MXFS_RES_SUPER, journal: MXFS_RES_JOURNAL };
 
 /** @throws NameError saying what is allowed. */
@@ -76,8 +79,10 @@ export function parseResource(input: string): ResourceName {
   if (rest.length === 0 && kind === "extent" && second !== undefined) {
     return { type: MXFS_RES_EXTENT, ino: parseU64(first, U64), offset: parseU64(second, U64), ag: 0 };
   }
-  if (second === undefined && Object.hasOwn(BY_INO, kind)) {
-    return { type: BY_INO[kind] ?? 0, ino: parseU64(first, U64), offset: 0n, ag: 0 };
+  const generation = rest.length === 0 && WITH_GENERATION.includes(kind) ? second : undefined;
+  if (Object.hasOwn(BY_INO, kind) && second === generation) {
+    const ag = generation === undefined ? 0 : Number(parseU64(generation, U32));
+    return { type: BY_INO[kind] ?? 0, ino: parseU64(first, U64), offset: 0n, ag };
   }
   if (second === undefined && Object.hasOwn(BY_OFFSET, kind)) {
     return { type: BY_OFFSET[kind] ?? 0, ino: 0n, offset: parseU64(first, U64), ag: 0 };
@@ -86,7 +91,7 @@ export function parseResource(input: string): ResourceName {
     return { type: MXFS_RES_AG, ino: 0n, offset: 0n, ag: Number(parseU64(first, U32)) };
   }
   throw new NameError(
-    `resource "${input}": expected a name without colons, or user:N, inode:INO, open:INO, flock:INO, extent:INO:OFFSET, ag:N, super:N, journal:N`,
+    `resource "${input}": expected a name without colons, or user:N, inode:INO:GENERATION, open:INO:GENERATION, flock:INO, extent:INO:OFFSET, ag:N, super:N, journal:N`,
   );
 }
 
@@ -104,7 +109,8 @@ export function formatResource(resource: ResourceName): string {
     default: {
       const kind =
         Object.entries(BY_INO).find(([, type]) => type === resource.type)?.[0] ?? `type${resource.type}`;
-      return `${kind}:${resource.ino}`;
+      const generation = WITH_GENERATION.includes(kind) && resource.ag !== 0 ? `:${resource.ag}` : "";
+      return `${kind}:${resource.ino}${generation}`;
     }
   }
 }

@@ -300,7 +300,7 @@ export const MXFS_GENL_VERSION = 1;
 export const MXFS_NL_DATA_MAX = 32768;
 export const MXFS_NL_LOCKS_MAX = 256;
 export const MXFS_CMD_MAX = 25;
-export const MXFS_A_MAX = 34;
+export const MXFS_A_MAX = 35;
 
 export const MXFS_CMD_UNSPEC = 0;
 export const MXFS_CMD_DAEMON_ATTACH = 1;
@@ -423,6 +423,7 @@ export const MXFS_A_FSOP_DATA = 31;
 export const MXFS_A_COUNTERS = 32;
 export const MXFS_A_DEVICE = 33;
 export const MXFS_A_PAD = 34;
+export const MXFS_A_SOLO = 35;
 
 /** enum mxfs_attr_id */
 export const AttrId = {
@@ -461,6 +462,7 @@ export const AttrId = {
   COUNTERS: 32,
   DEVICE: 33,
   PAD: 34,
+  SOLO: 35,
 } as const;
 export type AttrId = (typeof AttrId)[keyof typeof AttrId];
 export const AttrIdName: Readonly<Record<number, keyof typeof AttrId | undefined>> = {
@@ -499,6 +501,7 @@ export const AttrIdName: Readonly<Record<number, keyof typeof AttrId | undefined
   32: "COUNTERS",
   33: "DEVICE",
   34: "PAD",
+  35: "SOLO",
 };
 
 export const MXFS_KSTATE_STARTING = 1;

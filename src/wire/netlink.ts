@@ -76,6 +76,7 @@ export interface AttrValues {
   reason: string;
   force: number;
   resend: number;
+  solo: number;
   /** struct mxfs_lock_entry[1..MXFS_NL_LOCKS_MAX], checked. */
   locks: Uint8Array;
   ino: bigint;
@@ -127,6 +128,7 @@ const ATTRS: { readonly [K in AttrKey]: AttrSpec } = {
   reason: text(AttrId.REASON, 127, true),
   force: u32(AttrId.FORCE, 1),
   resend: u32(AttrId.RESEND, 1),
+  solo: u32(AttrId.SOLO, 1),
   locks: { id: AttrId.LOCKS, as: "locks" },
   ino: u64(AttrId.INO),
   generation: u32(AttrId.GENERATION),
@@ -166,8 +168,8 @@ const TO_KERNEL = {
   },
   GATE: { must: ["mountId", "reqId", "gateOpen"], may: ["session", "reason", "force"] },
   LEASE: { must: ["mountId", "leaseUntil", "epoch"], may: ["session"] },
-  LOCK_DUMP: { must: ["mountId", "reqId", "epoch"], may: ["session"] },
-  VIEW: { must: ["mountId", "epoch", "holder", "resend"], may: ["session"] },
+  LOCK_DUMP: { must: ["mountId", "reqId", "epoch"], may: ["session", "solo"] },
+  VIEW: { must: ["mountId", "epoch", "holder", "resend"], may: ["session", "solo"] },
   LOCK_GRANT: LOCKS,
   LOCK_DENY: LOCKS,
   BAST: LOCKS,

@@ -152,24 +152,24 @@ const kernel: KernelPort = {
     })),
   gate: (open, reason, force) =>
     ask((reqId) => ({ cmd: "GATE", reqId, gateOpen: open ? 1 : 0, reason, force: force ? 1 : 0 })),
-  async lockDump(epoch) {
+  async lockDump(epoch, solo) {
     const reqId = ++nextRequest;
     if (link === null) {
       return { error: 0, message: "" };
     }
     // The netlink worker marks the peer worker's port behind the last dumped lock.
     const marked = marks.wait(`netlink:${reqId}`);
-    const done = await ask((id) => ({ cmd: "LOCK_DUMP", reqId: id, epoch }), reqId);
+    const done = await ask((id) => ({ cmd: "LOCK_DUMP", reqId: id, epoch, solo: solo ? 1 : 0 }), reqId);
     if (done.error === 0) {
       await marked;
     }
     return done;
   },
-  view(epoch, holder, resend) {
+  view(epoch, holder, resend, solo) {
     words.holder = holder;
     words.epoch = epoch;
     words.nextEpoch = epoch;
-    link?.send({ cmd: "VIEW", epoch, holder, resend: resend ? 1 : 0 });
+    link?.send({ cmd: "VIEW", epoch, holder, resend: resend ? 1 : 0, solo: solo ? 1 : 0 });
   },
   recovery(begin, node, epoch) {
     link?.send({ cmd: begin ? "RECOVERY_START" : "RECOVERY_DONE", node, epoch });
@@ -475,6 +475,12 @@ function take(message: ToLease): void {
       if (lanDisk === null) {
         showJournals().catch(shell.fatal);
       }
+      return;
+    case "share":
+      core.endSolo().then(
+        () => shell.toMain({ kind: "shared" }),
+        () => undefined, // halted: the daemon ends, and its clients are told by that
+      );
       return;
     case "stop":
       core.unmountRequested(0n);

@@ -84,6 +84,8 @@ export type ToMain =
   /** Lease worker: send your control clients' locks to their masters, then answer `reclaimed`. */
   | { readonly kind: "reclaim"; readonly id: number; readonly epoch: bigint }
   | { readonly kind: "resumed"; readonly epoch: bigint }
+  /** Lease worker: the lock table knows the kernel's locks, and will. */
+  | { readonly kind: "shared" }
   | { readonly kind: "frozen"; readonly epoch: bigint }
   /** Lease worker: what discovery announces from now on; key null: nothing yet. */
   | { readonly kind: "announce"; readonly key: Uint8Array; readonly epoch: bigint; readonly role: number }
@@ -152,6 +154,8 @@ export type ToLease =
   | { readonly kind: "reclaimed"; readonly id: number }
   /** Somebody asks for the status: the journal slots are read, and told as a part of it. */
   | { readonly kind: "look" }
+  /** A control client is about to ask for a lock that the kernel takes: end solo, then answer `shared`. */
+  | { readonly kind: "share" }
   /** SIGTERM, SIGINT or `mxfsd stop`. */
   | { readonly kind: "stop" };
 

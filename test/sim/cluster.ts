@@ -110,10 +110,21 @@ export class Cluster {
   }
 
   private check(): void {
+    this.checkSolo();
     if (this.fence === "none") return;
     const writers = this.hosts.filter((host) => host.writesLog());
     if (writers.length > 1) {
       this.violate(`rule 1: XFS mounted and writing on ${writers.map((host) => host.name).join(" and ")}`);
+    }
+  }
+
+  /** Who grants itself locks that nobody else knows of is the only one who serves. Without fencing nothing keeps it so. */
+  private checkSolo(): void {
+    if (this.fence === "none") return;
+    const solo = this.hosts.find((host) => host.kernel.solo && host.serving() && host.isRegistered());
+    const other = this.hosts.find((host) => host !== solo && host.serving());
+    if (solo !== undefined && other !== undefined) {
+      this.violate(`rule 3: ${solo.name} grants itself locks while ${other.name} serves`);
     }
   }
 

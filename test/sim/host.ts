@@ -58,6 +58,9 @@ export class Kernel {
   /** All locks dropped: unmount under way. */
   unmounting = false;
   unmountRequest: bigint | null = null;
+  /** Grants itself locks that nobody else knows of. */
+  solo = false;
+  dumpSolo = false;
   /** Epoch of the last LOCK_DUMP done. */
   dumpedEpoch = 0n;
   incarnation = 0;
@@ -399,18 +402,27 @@ export class Host {
           await this.take(daemon, 0, 2);
           return OK;
         },
-        lockDump: async (epoch) => {
+        lockDump: async (epoch, solo) => {
           await this.inKernel(kernel, 1, 120);
           if (!daemon.alive) await new Promise<never>(() => undefined);
           if (this.refuseDump) return { error: 22, message: "refused by the test" };
           if (epoch > kernel.dumpedEpoch) kernel.dumpedEpoch = epoch;
+          // Every dump ends solo: what it tells, or keeps to itself, is for the view that comes.
+          kernel.solo = false;
+          kernel.dumpSolo = solo;
           return OK;
         },
-        view: (epoch, holder, resend) => {
+        view: (epoch, holder, resend, solo) => {
           if (epoch <= kernel.epoch) cluster.violate(`${this.name}: VIEW ${epoch} after ${kernel.epoch}`);
           if (kernel.holder !== 0 && kernel.holder !== holder && !resend) {
             cluster.violate(`rule 10: ${this.name} has a new holder and is not told to send again`);
           }
+          if (solo !== kernel.dumpSolo) {
+            cluster.violate(
+              `${this.name}: VIEW ${epoch} ${solo ? "is" : "is not"} solo, its lock dump was not so`,
+            );
+          }
+          kernel.solo = solo;
           kernel.epoch = epoch;
           kernel.holder = holder;
           kernel.gateOpen = true;

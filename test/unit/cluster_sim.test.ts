@@ -41,6 +41,7 @@ const PLANTED: readonly (readonly [Mistake, RegExp, number])[] = [
   ["newcomer-preempts-living-view", /rule 8/, 100],
   ["recovered-before-mount", /rule 9/, 1],
   ["takeover-without-resend", /rule 10/, 1],
+  ["solo-in-company", /rule 3: .* grants itself/, 1],
 ];
 /** Most seeds that are tried for one mistake. */
 const PLANTED_SEEDS_MAX = 300;

@@ -10,6 +10,7 @@
  * Weakness: figures are wall time of one process.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/genetlink.h>
@@ -502,6 +503,92 @@ static int open_unlinked(const char *path)
 	return 0;
 }
 
+static void put_text(const char *path, const char *text, int flags)
+{
+	int fd = open(path, O_WRONLY | O_CREAT | flags, 0644);
+
+	if (fd < 0)
+		die("create %s: %s", path, strerror(errno));
+	write_all(fd, text, strlen(text), path);
+	close(fd);
+}
+
+/* What the other one has handed over into `dir`: each file says its own name; reads and removes up to `max` of them. */
+static unsigned long take_over(const char *dir, unsigned long max)
+{
+	unsigned char got[300];
+	char path[4096], inner[4200];
+	unsigned long taken = 0;
+	struct dirent *entry;
+	DIR *list = opendir(dir);
+
+	if (!list)
+		die("opendir %s: %s", dir, strerror(errno));
+	while (taken < max && (entry = readdir(list))) {
+		struct stat st;
+		size_t size;
+
+		if (entry->d_name[0] == '.')
+			continue;
+		snprintf(path, sizeof(path), "%s/%s", dir, entry->d_name);
+		if (lstat(path, &st))
+			die("stat %s, which only this process removes: %s", path, strerror(errno));
+		snprintf(inner, sizeof(inner), "%s%s", path, S_ISDIR(st.st_mode) ? "/in" : "");
+		size = read_all(inner, got, sizeof(got) - 1);
+		got[size] = 0;
+		if (strcmp((char *)got, entry->d_name))
+			die("%s: contains \"%s\", expected its name", inner, got);
+		if (S_ISDIR(st.st_mode) && unlink(inner))
+			die("unlink %s: %s", inner, strerror(errno));
+		if (S_ISDIR(st.st_mode) ? rmdir(path) : unlink(path))
+			die("remove %s: %s", path, strerror(errno));
+		taken++;
+	}
+	closedir(list);
+	return taken;
+}
+
+/*
+ * Makes files and directories in DIR/ID-out, gives them a second name in DIR/both, and moves them to DIR/OTHER-in, while
+ * another process does the same the other way round and each takes over what it is given. Until COUNT have been
+ * taken, within `seconds`.
+ */
+static int hand_over(const char *dir, const char *id, const char *other, unsigned long count, unsigned long seconds)
+{
+	char out[1024], in[1024], name[64], from[1200], to[1200], both[1300];
+	double until = now_seconds() + (double)seconds;
+	unsigned long taken = 0;
+
+	snprintf(out, sizeof(out), "%s/%s-out", dir, id);
+	snprintf(in, sizeof(in), "%s/%s-in", dir, id);
+	for (unsigned long i = 0; i < count; i++) {
+		snprintf(name, sizeof(name), "%s-%lu", id, i);
+		snprintf(from, sizeof(from), "%s/%s", out, name);
+		snprintf(to, sizeof(to), "%s/%s-in/%s", dir, other, name);
+		if (i % 3 == 2) {
+			if (mkdir(from, 0755))
+				die("mkdir %s: %s", from, strerror(errno));
+			snprintf(both, sizeof(both), "%s/in", from);
+			put_text(both, name, O_EXCL);
+		} else {
+			put_text(from, name, O_EXCL);
+			snprintf(both, sizeof(both), "%s/both/%s", dir, name);
+			if (i % 3 == 1 && link(from, both))
+				die("link %s to %s: %s", from, both, strerror(errno));
+		}
+		if (rename(from, to))
+			die("rename %s to %s: %s", from, to, strerror(errno));
+		taken += take_over(in, count);
+	}
+	while (taken < count) {
+		if (now_seconds() > until)
+			die("%s: %lu of %lu were handed over within %lu s", in, taken, count, seconds);
+		taken += take_over(in, count);
+		usleep(20000);
+	}
+	return 0;
+}
+
 /* Creates `count` empty files PREFIX0000, PREFIX0001, ... */
 static int names(const char *dir, const char *prefix, unsigned long count)
 {
@@ -751,6 +838,8 @@ int main(int argc, char **argv)
 		return open_unlinked(argv[2]);
 	if (!strcmp(what, "names") && argc == 5)
 		return names(argv[2], argv[3], number(argv[4]));
+	if (!strcmp(what, "hand-over") && argc == 7)
+		return hand_over(argv[2], argv[3], argv[4], number(argv[5]), number(argv[6]));
 	if (!strcmp(what, "rename") && argc == 5)
 		return rename_flags(argv[2], argv[3], argv[4]);
 	if (!strcmp(what, "mmap-private") && argc == 3)
@@ -766,7 +855,7 @@ int main(int argc, char **argv)
 			"  mmap-wait FILE OFFSET VALUE SECONDS | mmap-turns FILE PARITY TURNS SECONDS |\n"
 			"  file-turns FILE PARITY TURNS SECONDS | locked-add FILE flock|fcntl COUNT |\n"
 			"  hold FILE flock|fcntl | try-lock FILE flock|fcntl | rates DIR COUNT | open-unlinked FILE |\n"
-			"  names DIR PREFIX COUNT | rename FROM TO noreplace|exchange | mmap-private FILE |\n"
+			"  hand-over DIR ID OTHER COUNT SECONDS | names DIR PREFIX COUNT | rename FROM TO noreplace|exchange | mmap-private FILE |\n"
 			"  raw-write DEVICE OFFSET | genl FAMILY COMMAND | mounts\n");
 	return 2;
 }

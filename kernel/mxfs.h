@@ -448,7 +448,7 @@ void mxfs_cache_exit(void);
 /* ---------------------------------------------------------------- the mount (mxfs_super.c) */
 
 struct mxfs_options {
-	char *device, *iface, *multicast, *broadcast, *peers, *config, *encrypt;
+	char *device, *iface, *multicast, *broadcast, *peers, *config, *encrypt, *persist;
 	unsigned int port, fence, heartbeat_ms, renew_ms, lease_ms, node_timeout_ms, lock_wait_ms, bast_ms, startup_ms;
 	unsigned int drain_ms, lock_records, profile;
 };

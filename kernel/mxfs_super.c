@@ -68,7 +68,7 @@ enum { MXFS_PROFILE_DEFAULT = 1, MXFS_PROFILE_FAST };
 enum {
 	Opt_source, Opt_iface, Opt_port, Opt_multicast, Opt_broadcast, Opt_peer, Opt_fence, Opt_config, Opt_heartbeat,
 	Opt_renew, Opt_lease, Opt_node_timeout, Opt_lock_wait, Opt_bast, Opt_startup, Opt_drain, Opt_lock_records,
-	Opt_profile, Opt_encrypt,
+	Opt_profile, Opt_encrypt, Opt_persist,
 };
 
 static const struct fs_parameter_spec mxfs_parameters[] = {
@@ -91,6 +91,7 @@ static const struct fs_parameter_spec mxfs_parameters[] = {
 	fsparam_string("drain", Opt_drain),
 	fsparam_string("lock_records", Opt_lock_records),
 	fsparam_string("profile", Opt_profile),
+	fsparam_string("persist", Opt_persist),
 	{}
 };
 
@@ -136,6 +137,7 @@ static void mxfs_options_free(struct mxfs_options *opt)
 	kfree(opt->peers);
 	kfree(opt->config);
 	kfree(opt->encrypt);
+	kfree(opt->persist);
 	memset(opt, 0, sizeof(*opt));
 }
 
@@ -233,6 +235,12 @@ static int mxfs_parse_param(struct fs_context *fc, struct fs_parameter *param)
 			return invalf(fc, "mxfs: config=%s: expected the absolute path of a file", param->string);
 		text = &opt->config;
 		break;
+	case Opt_persist:
+		if (strcmp(param->string, "writing") && strcmp(param->string, "all"))
+			return invalf(fc, "mxfs: persist=%s: expected writing (locks that allow writing are on disk before they are used; default), or all (reading ones as well)",
+				      param->string);
+		text = &opt->persist;
+		break;
 	case Opt_fence:
 		if (!strcmp(param->string, "scsi"))
 			opt->fence = MXFS_FENCE_SCSI;
@@ -308,7 +316,8 @@ static bool mxfs_options_equal(struct mxfs_options *a, struct mxfs_options *b)
 			return false;
 	return a->fence == b->fence && mxfs_text_equal(a->iface, b->iface) && mxfs_text_equal(a->multicast, b->multicast) &&
 	       mxfs_text_equal(a->broadcast, b->broadcast) && mxfs_text_equal(a->peers, b->peers) &&
-	       mxfs_text_equal(a->config, b->config) && mxfs_text_equal(a->encrypt, b->encrypt);
+	       mxfs_text_equal(a->config, b->config) && mxfs_text_equal(a->encrypt, b->encrypt) &&
+	       mxfs_text_equal(a->persist, b->persist);
 }
 
 /* A remount repeats options; it may not change one. Returns the name of the first that differs. */
@@ -334,6 +343,8 @@ static const char *mxfs_options_changed(struct mxfs_options *now, struct mxfs_op
 		return "config";
 	if (given->encrypt && !mxfs_text_equal(given->encrypt, now->encrypt))
 		return "encrypt";
+	if (given->persist && !mxfs_text_equal(given->persist, now->persist))
+		return "persist";
 	return NULL;
 }
 
@@ -353,6 +364,8 @@ static int mxfs_show_options(struct seq_file *m, struct dentry *root)
 		seq_show_option(m, "config", opt->config);
 	if (opt->encrypt)
 		seq_show_option(m, "encrypt", opt->encrypt);
+	if (opt->persist)
+		seq_show_option(m, "persist", opt->persist);
 	if (opt->peers) {
 		seq_puts(m, ",peer=");
 		for (c = opt->peers; *c; c++)
@@ -622,6 +635,7 @@ static int mxfs_daemon_spawn(struct mxfs_sb_info *sbi)
 		{ "--peer", sbi->opt.peers },
 		{ "--config", sbi->opt.config },
 		{ "--encrypt", sbi->opt.encrypt },
+		{ "--persist", sbi->opt.persist },
 		{ "--fence", sbi->opt.fence == MXFS_FENCE_SCSI ? "scsi" : sbi->opt.fence == MXFS_FENCE_NONE ? "none" : NULL },
 	};
 	char numbers[ARRAY_SIZE(mxfs_numbers)][12], uuid[UUID_STRING_LEN + 1], mount_id[12];

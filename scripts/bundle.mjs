@@ -22,7 +22,7 @@ import { build } from "esbuild";
 const WRAPPER = ["(function (exports, require, module, __filename, __dirname) {", "\n})"];
 const PROGRAMS = [
   ...["mxfsd", "mxfs_lock"].map((name) => ({ from: `dist/src/main/${name}.js`, to: `dist/daemon/${name}` })),
-  ...["netlink", "peer", "lease", "heartbeat", "bulk_task"].map((name) => ({
+  ...["netlink", "peer", "lease", "heartbeat", "records", "bulk_task"].map((name) => ({
     from: `dist/src/workers/${name}.js`,
     to: `dist/workers/${name}`,
   })),

@@ -80,8 +80,9 @@ enum mxfs_journal_state {
 /*
  * Lock record, after the prefix:
  *   40 resource (struct mxfs_resource)   72 lock id u64   80 owner node u32   84 mode u32 (enum mxfs_mode; NL: released)
- *   88 writer node u32   92 writer incarnation u32
- * A node's chunks, in order, are its area: a ring of segments of MXFS_DISK_LOCK_SEGMENT_RECORDS, and slots behind it. Of
+ *   88 writer node u32   92 writer incarnation u32   96 owner incarnation u32
+ * A node's chunks, in order, are its area: a ring of segments of MXFS_DISK_LOCK_SEGMENT_RECORDS (in a large area of a whole
+ * chunk each), and slots behind it; a reader need not know which is which. Of
  * the sound records of the header's epoch, written by the chunk's owner, the one with the highest sequence is the state of a
  * (owner node, lock id).
  */

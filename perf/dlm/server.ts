@@ -34,6 +34,7 @@ const setup: WorkerSetup = {
   kernel: null,
   engine: engine.memory,
   words: words.buffer,
+  persist: "writing",
   heartbeatMs: 2000,
   cluster: {
     self: {

@@ -386,6 +386,12 @@ export class ClusterCore implements ClusterEvents {
     }
   }
 
+  recordsRefused(): void {
+    const state = this.#state;
+    if (state.halted) return;
+    fenceSelf(state, "the target refused our write of a lock record: another node has fenced us");
+  }
+
   heartbeatsRead(records: readonly (HeartbeatRecord | null)[], atMs: number): void {
     if (this.#state.halted) return;
     this.#lease.heartbeatsRead(records, atMs);

@@ -76,6 +76,8 @@ export class HandOver {
   private async leaveAsMember(holderIsDead: () => boolean): Promise<void> {
     const { state } = this;
     const deadline = state.now() + 4 * state.timings.nodeTimeoutMs;
+    await state.ports.locks.freezeRecords();
+    state.alive();
     while (!this.#left && state.now() < deadline && !holderIsDead()) {
       const holder = state.view?.holder ?? 0;
       const generation = state.generation(holder);
@@ -169,6 +171,8 @@ export class HandOver {
   /** XFS is unmounted here, the reservation is still ours: find one who takes it. */
   private async passOn(): Promise<void> {
     const { state, coordinator } = this;
+    await state.ports.locks.freezeRecords();
+    state.alive();
     await state.ports.disk.stopHeartbeat(false);
     state.alive();
     const fenced: MemberInfo[] = [];

@@ -19,6 +19,7 @@ import { chunkCount, HEADER_MEMBER_STATE } from "../disk/lockstate.js";
 import { MXFS_DISK_LOCK_CHUNK_COUNT_MAX, MXFS_NODE_COUNT_MAX, NodeState, Role } from "../wire/abi.js";
 import type { ClusterMessageOf, MemberInfo } from "../wire/messages.js";
 import { fenceForSure, fenceSelfAndHalt, waitForDrain } from "./eviction.js";
+import { tellHeldByDead } from "./inheritance.js";
 import { JournalSlots } from "./journal.js";
 import { ERRNO, type LeaseKeeper, worseConnected } from "./lease.js";
 import type { Participant } from "./participant.js";
@@ -112,6 +113,14 @@ export class Coordinator {
     }
     if (old === undefined && this.base.length + this.joins.size >= MXFS_NODE_COUNT_MAX) {
       refuse(ERRNO.ENOSPC, `the volume has its ${MXFS_NODE_COUNT_MAX} nodes already`);
+      return;
+    }
+    const chunks = chunkCount(state.header?.lockRecordCount ?? state.config.lockRecordCount);
+    if (old === undefined && this.base.length + this.joins.size >= chunks) {
+      refuse(
+        ERRNO.ENOSPC,
+        `the volume has lock records for ${chunks} nodes: unmount everywhere, remove .mxfs/lockstate with the XFS mounted plainly, mount with a larger lock_records=`,
+      );
       return;
     }
     if (old !== undefined && !same) {
@@ -314,6 +323,9 @@ export class Coordinator {
     if (prepared !== "all")
       return prepared === "again" ? false : this.giveUpOn(prepared, "did not answer PREPARE");
     if (!this.judgePrepared(view)) return false;
+    await state.ports.locks.freezeRecords();
+    state.alive();
+    if (this.isVoid(plan)) return false;
     step("prepare");
 
     // 2. Who goes is kept from writing; then, and only then, the header says that it is gone.
@@ -325,6 +337,13 @@ export class Coordinator {
       await fenceForSure(state, key, eviction.reason);
     }
     if (plan.evicted.length > 0) await waitForDrain(state);
+    if (plan.evicted.length > 0) {
+      await tellHeldByDead(
+        state,
+        state.header,
+        plan.evicted.map(({ member }) => member),
+      );
+    }
     step("fence");
     if (this.isVoid(plan)) return false;
     await this.writeHeader(plan);

@@ -13,7 +13,7 @@
 import { hexKey } from "../disk/reservation.js";
 import { Role } from "../wire/abi.js";
 import type { ClusterMessageOf, MemberInfo } from "../wire/messages.js";
-import { fenceSelf } from "./eviction.js";
+import { fenceSelf, fenceSelfAndHalt } from "./eviction.js";
 import type { LeaseKeeper } from "./lease.js";
 import { prKey, type View } from "./ports.js";
 import { type ClusterState, hexNode, memberOf } from "./state.js";
@@ -78,7 +78,32 @@ export class Participant {
       () => (state.next !== view ? false : all() ? true : undefined),
       2 * state.timings.nodeTimeoutMs,
     );
-    return done === true;
+    return done === true && (await this.makeRecords(view));
+  }
+
+  /** Rule 5 over view changes: what is mastered here now, and allows writing, is on disk before we say so. */
+  private async makeRecords(view: View): Promise<boolean> {
+    const { state } = this;
+    const deadline = state.now() + state.timings.nodeTimeoutMs;
+    for (;;) {
+      const { location } = state;
+      if (location === null) throw new Error("lock records are to be made before lockstate was found");
+      const outcome = await state.ports.locks.makeRecords(view, location);
+      state.alive();
+      if (state.next !== view) return false;
+      if (outcome.kind === "ok") {
+        // The next header may deal our chunks out without asking us.
+        if (state.phase === "leaving" && state.role === Role.MEMBER) await state.ports.locks.freezeRecords();
+        return true;
+      }
+      if (outcome.kind === "conflict") {
+        fenceSelfAndHalt(state, "the target refused our write of a lock record: another node has fenced us");
+      }
+      state.log("error", "cannot write the lock records", { error: outcome.message });
+      if (state.now() >= deadline)
+        fenceSelfAndHalt(state, `the lock records cannot be written: ${outcome.message}`);
+      await state.pause(state.timings.heartbeatMs, () => state.next !== view);
+    }
   }
 
   /** The slot is ours once the header says so; a newcomer must have written it before it counts as a member. */
@@ -206,6 +231,10 @@ export class Participant {
     const view: View = { epoch: message.epoch, holder: message.holder, members: message.members };
     this.begin(view);
     const missing = await this.connectAll(view, state.timings.nodeTimeoutMs / 2);
+    if (state.next !== view) return;
+    // Our lock records may be another's from here on.
+    if (!state.mistakes.has("prepared-while-writing")) await state.ports.locks.freezeRecords();
+    state.alive();
     if (state.next !== view) return;
     state.send(from, {
       kind: "PREPARED",

@@ -10,6 +10,7 @@
  * Known weakness: one network path per peer; the reservation port hides multipath (it registers on all paths).
  */
 
+import type { AreaReport, LockRecord } from "../disk/lock_records.js";
 import type { DiskHeader, LockstateLocation } from "../disk/lockstate.js";
 import type { HeartbeatRecord, JournalRecord } from "../disk/record.js";
 import type { NodeState, Role } from "../wire/abi.js";
@@ -148,6 +149,10 @@ export type JournalsOutcome =
     }
   | { readonly kind: "error"; readonly message: string };
 
+export type LockAreaOutcome =
+  | { readonly kind: "ok"; readonly report: AreaReport }
+  | { readonly kind: "error"; readonly message: string };
+
 /** Everything of a heartbeat record but sequence and epoch counting, which the heartbeat worker does. */
 export type HeartbeatContents = Omit<HeartbeatRecord, "sequence">;
 
@@ -167,6 +172,8 @@ export interface DiskPort {
   writeHeader(location: LockstateLocation, header: DiskHeader): Promise<WriteOutcome>;
   readHeartbeats(location: LockstateLocation): Promise<HeartbeatsOutcome>;
   readJournals(location: LockstateLocation): Promise<JournalsOutcome>;
+  /** What the lock records of this header's view say. */
+  readLockArea(location: LockstateLocation, header: DiskHeader): Promise<LockAreaOutcome>;
   /** Journal slots are written by the holder, and by who has just won the reservation of a dead one. Durable. */
   writeJournal(location: LockstateLocation, slot: number, record: JournalRecord): Promise<WriteOutcome>;
   /**
@@ -191,18 +198,38 @@ export interface NetPort {
   query(): void;
 }
 
+/** What the lock records say that a dead node held for writing. */
+export interface HeldByDead {
+  readonly node: number;
+  readonly incarnation: number;
+  /** null: not known. */
+  readonly locks: readonly LockRecord[] | null;
+}
+
 export interface LocksPort {
   /**
    * Stop the lock service, forget the lock table and what is under way, and adopt `view` (mastering included) for
    * the reclaims that now come. Lock messages of the new epoch other than reclaims wait until resume().
    */
   freezeAndClear(view: View): void;
+  /**
+   * No lock record is written any more until makeRecords(): from here on our chunks may be another's, or our key be gone.
+   * Resolves when no write is under way. freezeAndClear() begins it as well. Grants that need a record wait for the next view.
+   */
+  freezeRecords(): Promise<void>;
+  /**
+   * The view's header is on disk, and everybody's locks are in the table: writes the lock records of those mastered here.
+   * After an error it may be tried again. Nothing to do in a view of one.
+   */
+  makeRecords(view: View, location: LockstateLocation): Promise<WriteOutcome>;
   /** The control clients' locks go to their new masters, as lockDump() does for the kernel's. */
   reclaimControl(epoch: bigint): Promise<void>;
   /** Masters grant what can be granted, BAST what is in the way. */
   resume(epoch: bigint): void;
   /** A node is gone for good: forget what is kept by its id beyond the table. */
   purge(node: number): void;
+  /** What dead nodes held for writing, as the lock records had it, for `status`. */
+  died(held: readonly HeldByDead[]): void;
 }
 
 export type LogLevel = "debug" | "info" | "warn" | "error";
@@ -288,6 +315,8 @@ export interface ClusterEvents {
   /** `atMs`: when the write was *started*. */
   heartbeatWritten(atMs: number): void;
   heartbeatFailed(failure: HeartbeatFailure): void;
+  /** The target refused to write a lock record (EBADE): our key is gone: final. */
+  recordsRefused(): void;
   heartbeatsRead(records: readonly (HeartbeatRecord | null)[], atMs: number): void;
   discovered(packet: Discovered): void;
   /** VOLUME_UNMOUNT. */

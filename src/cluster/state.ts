@@ -55,7 +55,9 @@ export type Mistake =
   /** Takeover: members are not told to send unanswered operations again. */
   | "takeover-without-resend"
   /** Solo: the kernel goes on granting itself locks in a view with other nodes. */
-  | "solo-in-company";
+  | "solo-in-company"
+  /** View change: PREPARED is said while lock records of the old view are being written. */
+  | "prepared-while-writing";
 
 interface Waiter {
   check(): boolean;

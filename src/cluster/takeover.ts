@@ -29,6 +29,7 @@ import { hexKey } from "../disk/reservation.js";
 import { MXFS_DISK_CLUSTER_KEY_SIZE, MXFS_DISK_LOCK_CHUNK_COUNT_MAX, NodeState, Role } from "../wire/abi.js";
 import type { MemberInfo } from "../wire/messages.js";
 import { type FenceOutcome, fenceForSure, fenceKey, fenceSelfAndHalt, waitForDrain } from "./eviction.js";
+import { tellHeldByDead } from "./inheritance.js";
 import type { LeaseKeeper } from "./lease.js";
 import type { Coordinator } from "./membership.js";
 import type { Participant } from "./participant.js";
@@ -347,7 +348,10 @@ export class Takeover {
           await coordinator.journal.mark(old, JOURNAL_STATE.FREE);
         }
       }
-      const mounted = await state.ports.kernel.roleChange(Role.HOLDER, state.self, state.highestEpoch);
+      const [mounted] = await Promise.all([
+        state.ports.kernel.roleChange(Role.HOLDER, state.self, state.highestEpoch),
+        tellHeldByDead(state, header, dead),
+      ]);
       state.alive();
       if (mounted.error !== 0) {
         fenceSelfAndHalt(state, `cannot take the XFS over: errno ${mounted.error} ${mounted.message}`);

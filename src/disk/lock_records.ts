@@ -14,10 +14,13 @@
  * first out, so a release outlives every older grant of its lock in the ring. A write that is torn loses only records that
  * nobody was told of: records are whole sectors with a checksum, and what a write replaces counts no more.
  *
+ * A release is not urgent: it waits a little for a grant to go out with, so that the disk is free when a grant comes.
+ *
  * Full: a lock that would have no slot is granted only after unused ones were recalled, or more chunks given; else refused.
  *
  * Known weakness: a release whose record is damaged on disk leaves its lock held there, which errs on the safe side.
  */
+import { Buffer } from "node:buffer";
 import { hashResource, resourceBytes } from "../dlm/resource.js";
 import {
   MXFS_DISK_LOCK_CHUNK_RECORDS,
@@ -43,12 +46,18 @@ const MODE_RELEASED = 0;
 const MODE_MAX = 5;
 /** Lock operations that may wait for a write; beyond it they are refused. */
 const PENDING_MAX = 65_536;
+/** An area of so many chunks has segments of a whole chunk: more goes into one write. */
+const CHUNKS_FOR_LONG_SEGMENTS = 16;
+/** How long a release waits for a grant that goes into the same write. */
+const RELEASE_LINGER_MS = 50;
 
 export interface LockRecord extends RecordPrefix {
   readonly resource: Resource;
   readonly lockId: bigint;
   /** The node that holds the lock. */
   readonly owner: number;
+  /** 0: not known. */
+  readonly ownerIncarnation: number;
   /** MXFS_MODE_*; 0 (NL): released. */
   readonly mode: number;
   /** The master that wrote it. */
@@ -66,6 +75,7 @@ export function encodeLockRecord(record: LockRecord, recordSize: number): Uint8A
   view.setUint32(84, checkMode(record.mode), true);
   view.setUint32(88, u32("writer", record.writer), true);
   view.setUint32(92, u32("writer's incarnation", record.writerIncarnation), true);
+  view.setUint32(96, u32("owner's incarnation", record.ownerIncarnation), true);
   return sealRecord(bytes);
 }
 
@@ -79,6 +89,7 @@ export function decodeLockRecord(bytes: Uint8Array, recordSize: number, volume: 
     resource: decodeResource(bytes, 40),
     lockId: view.getBigUint64(72, true),
     owner: view.getUint32(80, true),
+    ownerIncarnation: view.getUint32(96, true),
     mode: checkMode(view.getUint32(84, true)),
     writer: view.getUint32(88, true),
     writerIncarnation: view.getUint32(92, true),
@@ -157,6 +168,8 @@ export interface LockRecordIo {
   recallUnused(): Promise<void>;
   /** Chunks given in addition; empty: there are none. */
   moreChunks(): Promise<readonly number[]>;
+  /** For releases, which wait a little for a grant to go out with; without it they do not. */
+  pause?(ms: number): Promise<void>;
 }
 
 export interface LockRecordOptions {
@@ -179,6 +192,7 @@ export interface PersistedLock {
   readonly resource: Resource;
   readonly lockId: bigint;
   readonly owner: number;
+  readonly ownerIncarnation: number;
   readonly mode: number;
 }
 
@@ -197,6 +211,8 @@ interface Entry {
 
 interface Pending {
   readonly lock: PersistedLock;
+  /** Somebody waits for it. */
+  readonly urgent: boolean;
   readonly settle: (outcome: PersistOutcome) => void;
 }
 
@@ -204,6 +220,7 @@ export class LockRecordWriter {
   readonly #entries = new Map<string, Entry>();
   #chunks: number[] = [];
   #segmentCount = 0;
+  #segmentRecords: number = MXFS_DISK_LOCK_SEGMENT_RECORDS;
   /** Records whose latest state is in the segment; some may be outdated. */
   #inSegment: Set<Entry>[] = [];
   #slotUser: (Entry | null)[] = [];
@@ -213,8 +230,14 @@ export class LockRecordWriter {
   /** Next record of the ring to be written. */
   #head = 0;
   #pending: Pending[] = [];
+  /** Of these, those that somebody waits for. */
+  #urgent = 0;
+  #lingering = false;
   #granted = 0;
   #flushing = false;
+  /** Between freeze() and begin() nothing is written. */
+  #frozen = true;
+  #roomWaiters: (() => void)[] = [];
   #generation = 0;
   #cleaning: Promise<RecordWriteOutcome> = Promise.resolve({ kind: "ok" });
   readonly #underWay = new Set<Promise<RecordWriteOutcome>>();
@@ -236,39 +259,57 @@ export class LockRecordWriter {
     return this.#granted;
   }
 
+  /** A view change has begun: nothing more is written until begin(), since our chunks may be another's in the next view. */
+  freeze(): void {
+    this.#generation++;
+    this.#frozen = true;
+    const pending = this.#pending;
+    this.#pending = [];
+    this.#urgent = 0;
+    for (const { settle } of pending) settle({ kind: "void" });
+    this.#entries.clear();
+    this.#slotUser = [];
+    this.#granted = 0;
+    this.roomCame();
+  }
+
   /**
    * A view is being changed to: what was written before counts no more (its epoch is over), and everybody's locks are
    * told and persisted anew.
-   * @throws RangeError when there is no chunk.
+   * @param chunks none: everything is refused as full.
    */
   begin(epoch: bigint, chunks: readonly number[]): void {
-    if (chunks.length === 0) throw new RangeError("a node without a chunk cannot persist locks");
-    this.#generation++;
-    const pending = this.#pending;
-    this.#pending = [];
-    for (const { settle } of pending) settle({ kind: "void" });
-    this.#entries.clear();
+    this.freeze();
+    this.#frozen = false;
     this.#chunks = [...chunks];
     this.#epoch = epoch;
     this.#head = 0;
-    this.#granted = 0;
-    const segments = (chunks.length * MXFS_DISK_LOCK_CHUNK_RECORDS) / MXFS_DISK_LOCK_SEGMENT_RECORDS;
+    // Never in two chunks: a segment is written in one piece.
+    this.#segmentRecords =
+      chunks.length >= CHUNKS_FOR_LONG_SEGMENTS
+        ? MXFS_DISK_LOCK_CHUNK_RECORDS
+        : MXFS_DISK_LOCK_SEGMENT_RECORDS;
+    const segments = (chunks.length * MXFS_DISK_LOCK_CHUNK_RECORDS) / this.#segmentRecords;
     this.#segmentCount = Math.max(2, Math.min(MXFS_DISK_LOCK_RING_SEGMENTS_MAX, Math.floor(segments / 4)));
     this.#inSegment = Array.from({ length: this.#segmentCount }, () => new Set<Entry>());
-    this.#slotBase = this.#segmentCount * MXFS_DISK_LOCK_SEGMENT_RECORDS;
-    const slots = chunks.length * MXFS_DISK_LOCK_CHUNK_RECORDS - this.#slotBase;
+    this.#slotBase = this.#segmentCount * this.#segmentRecords;
+    const slots = Math.max(0, chunks.length * MXFS_DISK_LOCK_CHUNK_RECORDS - this.#slotBase);
     this.#slotUser = new Array<Entry | null>(slots).fill(null);
     // The ring begins anew: no earlier write may land on top of what comes now.
     this.#cleaning = Promise.all(this.#underWay).then((): RecordWriteOutcome => ({ kind: "ok" }));
   }
 
-  /** Resolves when the grant is durable; may be told then. */
-  async persist(lock: PersistedLock): Promise<PersistOutcome> {
+  /**
+   * Resolves when the grant is durable; may be told then. After "error" the lock's record is what it was before.
+   * @param patient whether room is made for it where there is none.
+   */
+  async persist(lock: PersistedLock, patient = true): Promise<PersistOutcome> {
+    if (this.#frozen) return { kind: "void" };
     const generation = this.#generation;
     checkMode(lock.mode);
     if (lock.mode === MODE_RELEASED) throw new RangeError("a release is not persisted but released");
     if (!this.isGranted(lock)) {
-      if (!(await this.makeRoom(generation))) {
+      if (!(await this.makeRoom(generation, patient))) {
         return { kind: this.#generation === generation ? "full" : "void" };
       }
       if (this.#generation !== generation) return { kind: "void" };
@@ -279,10 +320,28 @@ export class LockRecordWriter {
       if (!this.isGranted(lock)) this.#granted--;
       return { kind: "full" };
     }
+    const before = this.isGranted(lock) ? this.#entries.get(nameOf(lock))?.lock : undefined;
     const outcome = await this.queue(lock);
-    // Nobody knows what is on disk: so that it does not count, it is released.
-    if (outcome.kind === "error" && this.#generation === generation) this.release(lock);
+    // Nobody knows what is on disk: so that it does not count, what was there before is written again.
+    if (outcome.kind === "error" && this.#generation === generation) {
+      if (before === undefined) this.release(lock);
+      else if (this.#entries.get(nameOf(lock))?.lock === lock) void this.queue(before);
+    }
     return outcome;
+  }
+
+  /** What is granted, oldest first. */
+  *locks(): Generator<PersistedLock> {
+    for (const { lock } of this.#entries.values()) if (lock.mode !== MODE_RELEASED) yield lock;
+  }
+
+  /** Resolves when one more lock may have room, or everything is void. */
+  room(): Promise<void> {
+    return new Promise((resolve) => this.#roomWaiters.push(resolve));
+  }
+
+  private roomCame(): void {
+    for (const resolve of this.#roomWaiters.splice(0)) resolve();
   }
 
   /** Given up in memory: cleared on disk with one of the next writes. */
@@ -290,7 +349,8 @@ export class LockRecordWriter {
     const entry = this.#entries.get(nameOf(lock));
     if (entry === undefined || entry.lock.mode === MODE_RELEASED) return;
     this.#granted--;
-    void this.queue({ ...lock, mode: MODE_RELEASED });
+    void this.queue({ ...lock, mode: MODE_RELEASED }, false);
+    this.roomCame();
   }
 
   /**
@@ -303,7 +363,8 @@ export class LockRecordWriter {
 
   /** Resolves when nothing is waiting to be written any more. */
   async idle(): Promise<void> {
-    while (this.#flushing || this.#pending.length > 0) await new Promise((resolve) => setImmediate(resolve));
+    while (this.#flushing || this.#lingering || this.#pending.length > 0)
+      await new Promise((resolve) => setImmediate(resolve));
   }
 
   private isGranted(lock: PersistedLock): boolean {
@@ -312,13 +373,14 @@ export class LockRecordWriter {
   }
 
   /** Takes room for one more lock. */
-  private async makeRoom(generation: number): Promise<boolean> {
+  private async makeRoom(generation: number, patient: boolean): Promise<boolean> {
     const take = (): boolean => {
       if (this.#generation !== generation || this.#granted >= this.capacity) return false;
       this.#granted++;
       return true;
     };
     if (take()) return true;
+    if (!patient) return false;
     await this.io.recallUnused();
     if (take()) return true;
     if (this.#generation !== generation) return false;
@@ -331,7 +393,7 @@ export class LockRecordWriter {
     return take();
   }
 
-  private queue(lock: PersistedLock): Promise<PersistOutcome> {
+  private queue(lock: PersistedLock, urgent = true): Promise<PersistOutcome> {
     // Its place in the order is fixed here: later operations on the lock see it.
     const name = nameOf(lock);
     const entry = this.#entries.get(name);
@@ -342,32 +404,54 @@ export class LockRecordWriter {
       entry.waiting++;
     }
     return new Promise((settle) => {
-      this.#pending.push({ lock, settle });
-      if (!this.#flushing) {
-        this.#flushing = true;
-        // What the same batch of messages brings goes into the same write.
-        queueMicrotask(() => void this.flush());
-      }
+      this.#pending.push({ lock, urgent, settle });
+      if (urgent) this.#urgent++;
+      if (this.mustWrite) this.startFlush();
+      else this.linger();
+    });
+  }
+
+  private get mustWrite(): boolean {
+    return this.#urgent > 0 || this.io.pause === undefined || this.#pending.length >= this.#segmentRecords;
+  }
+
+  private startFlush(): void {
+    if (this.#flushing) return;
+    this.#flushing = true;
+    // What the same batch of messages brings goes into the same write.
+    queueMicrotask(() => void this.flush());
+  }
+
+  /** Only releases wait: the next grant is to find the disk free, and takes them along. */
+  private linger(): void {
+    if (this.#lingering || this.#flushing || this.io.pause === undefined) return;
+    this.#lingering = true;
+    void this.io.pause(RELEASE_LINGER_MS).then(() => {
+      this.#lingering = false;
+      if (this.#pending.length > 0) this.startFlush();
     });
   }
 
   private async flush(): Promise<void> {
-    while (this.#pending.length > 0) {
+    for (let first = true; this.#pending.length > 0 && (first || this.mustWrite); first = false) {
       const generation = this.#generation;
-      const at = this.#head % MXFS_DISK_LOCK_SEGMENT_RECORDS;
+      const at = this.#head % this.#segmentRecords;
       if (at === 0) {
         const cleaned = await this.enterSegment();
         if (generation !== this.#generation) continue;
         if (cleaned.kind !== "ok") {
+          this.#urgent = 0;
           this.settleAll(this.#pending.splice(0), cleaned);
           continue;
         }
       }
-      const batch = this.#pending.splice(0, MXFS_DISK_LOCK_SEGMENT_RECORDS - at);
+      const batch = this.#pending.splice(0, this.#segmentRecords - at);
+      for (const { urgent } of batch) if (urgent) this.#urgent--;
       const outcome = await this.append(batch);
       this.settleAll(batch, generation === this.#generation ? outcome : { kind: "void" });
     }
     this.#flushing = false;
+    if (this.#pending.length > 0) this.linger();
   }
 
   private settleAll(batch: readonly Pending[], outcome: PersistOutcome): void {
@@ -375,7 +459,7 @@ export class LockRecordWriter {
   }
 
   private get segment(): number {
-    return Math.floor(this.#head / MXFS_DISK_LOCK_SEGMENT_RECORDS);
+    return Math.floor(this.#head / this.#segmentRecords);
   }
 
   /** The head stands at a segment's beginning: nothing in it counts any more when this resolves well. */
@@ -517,7 +601,7 @@ export interface AreaReport {
   readonly locks: readonly LockRecord[];
   /** Records that are not sound, or not where they belong; they count as absent. */
   readonly problems: readonly string[];
-  /** Sound records of earlier epochs. */
+  /** Sound records that do not count any more: of earlier epochs, or of an incarnation that is over. */
   readonly outdated: number;
 }
 
@@ -535,21 +619,26 @@ export function readLockArea(
 ): AreaReport {
   const latest = new Map<string, LockRecord>();
   const problems: string[] = [];
+  const zero = new Uint8Array(recordSize);
   let outdated = 0;
   for (let index = 0; (index + 1) * recordSize <= area.length; index++) {
+    const bytes = area.subarray(index * recordSize, (index + 1) * recordSize);
+    // Most are.
+    if (Buffer.compare(bytes, zero) === 0) continue;
     let record: LockRecord;
     try {
-      record = decodeLockRecord(area.slice(index * recordSize, (index + 1) * recordSize), recordSize, volume);
+      record = decodeLockRecord(bytes, recordSize, volume);
     } catch (error) {
       if (!(error instanceof DiskFormatError)) throw error;
       if (error.code !== "EMPTY") problems.push(`lock record ${index}: ${error.message}`);
       continue;
     }
-    if (record.epoch !== epoch) {
+    const writer = writerOf(Math.floor(index / MXFS_DISK_LOCK_CHUNK_RECORDS));
+    const over = writer?.node === record.writer && record.writerIncarnation < writer.incarnation;
+    if (record.epoch !== epoch || over) {
       outdated++;
       continue;
     }
-    const writer = writerOf(Math.floor(index / MXFS_DISK_LOCK_CHUNK_RECORDS));
     if (writer?.node !== record.writer || writer.incarnation !== record.writerIncarnation) {
       problems.push(
         `lock record ${index}: written by node ${record.writer.toString(16)}, whose chunk it is not; ignored`,

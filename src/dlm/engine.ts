@@ -64,6 +64,8 @@ import {
   DESK,
   DESK_COUNT,
   DESK_WORDS,
+  DESK_WORK,
+  DESK_WORK_WORDS,
   DESKS_AT,
   KIND,
   LOCK,
@@ -75,6 +77,7 @@ import {
   VALUE,
   VALUE_STATE,
   VIEW_AT,
+  WAS_CONVERSION,
 } from "./layout.js";
 import type { SharedMemory } from "./memory.js";
 import { ALL_MODES, COMPATIBLE, isDownConversion } from "./modes.js";
@@ -165,6 +168,14 @@ export interface LockOwner {
   readonly lockId: bigint;
 }
 
+/** A lock and what is held of it. */
+export interface HeldLock {
+  readonly resource: Resource;
+  readonly node: number;
+  readonly lockId: bigint;
+  readonly mode: number;
+}
+
 export interface DumpPage {
   readonly locks: LockInfo[];
   /** Where the next page begins; null: this was the last. */
@@ -201,6 +212,9 @@ export class LockEngine {
   readonly #value = new Int32Array(ENTRY_WORDS);
   #lastBuffer: ArrayBufferLike | null = null;
   #lastWords = new Int32Array(0) as Int32Array;
+
+  /** What the last submitted message gave up: the mode that was held, where it was a release or a statement, else NL. */
+  gaveUp: number = MXFS_MODE_NL;
 
   /** The short path, when there is one. */
   #program: LockProgram | null = null;
@@ -292,7 +306,10 @@ export class LockEngine {
       this.#lay(bytes, at);
       this.#desk[DESK.COMMANDS] = command;
       program.prepare(this.table.thread, 0, 1);
-      if (this.#runShort(program, 0, 1, from, out) === 1) return RESULT.DECIDED;
+      if (this.#runShort(program, 0, 1, from, out) === 1) {
+        this.gaveUp = this.#desk[DESK.WORK + DESK_WORK.GAVE_UP] as number;
+        return RESULT.DECIDED;
+      }
     }
     this.#load(bytes, at);
     return this.#submit(command, bytes, at, from, out);
@@ -300,7 +317,8 @@ export class LockEngine {
 
   /**
    * As `submit` for every entry of a body, in order. @param tally is added to.
-   * @param onTrouble called for messages that are REJECTED, or a CONFLICT. @returns how many entries.
+   * @param onTrouble called for messages that are REJECTED, or a CONFLICT.
+   * @param onGaveUp called for releases and statements, with the mode that was held. @returns how many entries.
    */
   submitAll(
     command: Command | readonly Command[],
@@ -309,6 +327,7 @@ export class LockEngine {
     out: Outbox,
     tally?: Tally,
     onTrouble?: (at: number, result: Result) => void,
+    onGaveUp?: (at: number, mode: number) => void,
   ): number {
     const slots = Math.floor(bytes.length / MXFS_LOCK_ENTRY_SIZE);
     const program = this.#shortPath;
@@ -321,6 +340,7 @@ export class LockEngine {
       let slot = 0;
       while (slot < some) {
         const done = program === null ? 0 : this.#runShort(program, slot, some, from, out);
+        if (onGaveUp !== undefined) this.#tellGivenUp(slot, done, first, onGaveUp);
         slot += done;
         count += done;
         if (tally !== undefined) tally[RESULT.DECIDED] = (tally[RESULT.DECIDED] as number) + done;
@@ -332,6 +352,7 @@ export class LockEngine {
         count++;
         slot += entrySize(bytes, at) / MXFS_LOCK_ENTRY_SIZE;
         if (tally !== undefined) tally[result] = (tally[result] as number) + 1;
+        if (onGaveUp !== undefined && this.gaveUp !== MXFS_MODE_NL) onGaveUp(at, this.gaveUp);
         if (onTrouble !== undefined && (result === RESULT.REJECTED || result === RESULT.CONFLICT)) {
           onTrouble(at, result);
         }
@@ -339,6 +360,19 @@ export class LockEngine {
       first += slot;
     }
     return count;
+  }
+
+  /** What the short path has decided of the desk's messages [slot, slot + done). */
+  #tellGivenUp(
+    slot: number,
+    done: number,
+    first: number,
+    onGaveUp: (at: number, mode: number) => void,
+  ): void {
+    for (let index = slot; index < slot + done; index++) {
+      const mode = this.#desk[DESK.WORK + index * DESK_WORK_WORDS + DESK_WORK.GAVE_UP] as number;
+      if (mode !== MXFS_MODE_NL) onGaveUp((first + index) * MXFS_LOCK_ENTRY_SIZE, mode);
+    }
   }
 
   /** Lays one message on the desk. */
@@ -435,6 +469,7 @@ export class LockEngine {
 
   #submit(command: Command, bytes: Uint8Array, at: number, from: number, out: Outbox): Result {
     const { table } = this;
+    this.gaveUp = MXFS_MODE_NL;
     // Signed: a number that V8 need not put on the heap.
     const hash = this.#hasher.hash(this.#entry, 0) | 0;
     const bucket = table.bucketOf(hash);
@@ -590,7 +625,7 @@ export class LockEngine {
     }
     table.setModes(lock, MXFS_MODE_NL, mode, noqueue ? MXFS_LKF_NOQUEUE : 0);
     if (serving && fits) {
-      this.#grant(lock, out);
+      this.#grant(lock, false, out);
       return RESULT.DECIDED;
     }
     table.enqueue(lock, QUEUE.WAIT);
@@ -614,6 +649,7 @@ export class LockEngine {
     const held = table.granted(lock);
     if (queue !== QUEUE.WAIT && isDownConversion(held, mode)) {
       table.count(COUNTER.statements);
+      this.gaveUp = held;
       this.#writeValue(resource, held);
       // An outstanding conversion stays outstanding.
       table.setGranted(lock, mode);
@@ -644,7 +680,7 @@ export class LockEngine {
     words[lock + LOCK.SEQ] = this.#entry[E.seq] as number;
     table.setModes(lock, held, mode, noqueue ? MXFS_LKF_NOQUEUE : 0);
     if (serving && fits) {
-      this.#grant(lock, out);
+      this.#grant(lock, true, out);
       // Not only who is in the way now: from PR to CW, or back, it also stopped being in somebody's way.
       this.#settle(resource, out);
       return RESULT.DECIDED;
@@ -660,6 +696,7 @@ export class LockEngine {
     const lock = this.#findLock(resource);
     if (lock === 0) return this.#drop(COUNTER.ignored, RESULT.IGNORED);
     table.count(COUNTER.releases);
+    this.gaveUp = table.queueOf(lock) === QUEUE.WAIT ? MXFS_MODE_NL : table.granted(lock);
     this.#writeValue(resource, table.granted(lock));
     this.#remove(resource, lock, (this.#flags() & MXFS_LKF_LOST) !== 0);
     this.#afterRemoval(resource, bucket, serving, out);
@@ -788,7 +825,7 @@ export class LockEngine {
       for (let lock = table.first(resource, queue); lock !== 0; lock = table.first(resource, queue)) {
         if (!table.fits(resource, table.mode(lock), lock)) break;
         table.dequeue(lock);
-        this.#grant(lock, out);
+        this.#grant(lock, queue === QUEUE.CONVERT, out);
       }
       if (table.first(resource, queue) !== 0) break;
     }
@@ -796,11 +833,11 @@ export class LockEngine {
   }
 
   /** The lock, in no queue, now holds what it wanted. */
-  #grant(lock: number, out: Outbox): void {
+  #grant(lock: number, conversion: boolean, out: Outbox): void {
     const { table } = this;
     const words = this.#words;
     const mode = table.mode(lock);
-    table.setModes(lock, mode, mode, 0);
+    table.setModes(lock, mode, mode, table.granted(lock) | (conversion ? WAS_CONVERSION : 0));
     table.setAllowed(lock, ALL_MODES);
     words[lock + LOCK.GRANTED_SEQ] = words[lock + LOCK.SEQ] as number;
     table.enqueue(lock, QUEUE.GRANTED);
@@ -898,6 +935,118 @@ export class LockEngine {
     entry[to + E.status] = errno;
     this.table.count(COUNTER.denies);
     return RESULT.DECIDED;
+  }
+
+  // ---- grants that must be persisted before they are told (src/disk/lock_persister.ts) ----------------------------
+
+  /** What the owner of the lock that this entry names holds, as far as it is mastered here and of this epoch; else NL. */
+  heldMode(bytes: Uint8Array, at: number): number {
+    return this.#withLock(bytes, at, MXFS_MODE_NL, (lock) =>
+      this.table.queueOf(lock) === QUEUE.WAIT ? MXFS_MODE_NL : this.table.granted(lock),
+    );
+  }
+
+  /**
+   * Takes back a grant that was decided and not told: the lock is again what it was before, its owner is told DENY, and
+   * whoever waited for it goes on. @param bytes the GRANT at `at`. @returns false: nothing is left to be taken back.
+   */
+  refuse(bytes: Uint8Array, at: number, errno: number, out: Outbox): boolean {
+    return this.#withLock(bytes, at, false, (lock, resource, bucket) => {
+      const { table } = this;
+      const words = this.#words;
+      const mode = this.#mode();
+      if (table.queueOf(lock) !== QUEUE.GRANTED || table.granted(lock) !== mode) return false;
+      if (this.state !== TABLE_STATE.SERVING) return false;
+      if (words[lock + LOCK.SEQ] !== this.#entry[E.seq]) return false;
+      const before = table.flags(lock) & ~WAS_CONVERSION;
+      const conversion = (table.flags(lock) & WAS_CONVERSION) !== 0;
+      table.dequeue(lock);
+      table.setModes(lock, before, before, 0);
+      table.count(COUNTER.denies);
+      this.#tell(OUTCOME.DENY, lock, mode, words[lock + LOCK.SEQ] as number, errno, out);
+      if (conversion) {
+        table.setAllowed(lock, ALL_MODES);
+        table.enqueue(lock, QUEUE.GRANTED);
+        this.#settle(resource, out);
+      } else {
+        table.removeLock(lock);
+        this.#afterRemoval(resource, bucket, true, out);
+      }
+      return true;
+    });
+  }
+
+  /**
+   * Asks the owner of a granted lock for what does not go with `mode`, though nobody waits for it.
+   * @returns false: it does, is not granted, or has been asked already.
+   */
+  recall(bytes: Uint8Array, at: number, mode: number, out: Outbox): boolean {
+    return this.#withLock(bytes, at, false, (lock) => {
+      const { table } = this;
+      const compatible = COMPATIBLE[mode] as number;
+      if (table.queueOf(lock) !== QUEUE.GRANTED || (compatible & (1 << table.granted(lock))) !== 0)
+        return false;
+      const allowed = table.allowed(lock);
+      if ((allowed & ~compatible) === 0) return false;
+      table.setAllowed(lock, allowed & compatible);
+      table.count(COUNTER.basts);
+      this.#tell(OUTCOME.BAST, lock, mode, this.#words[lock + LOCK.GRANTED_SEQ] as number, 0, out);
+      return true;
+    });
+  }
+
+  /** The locks of a stripe that are held in one of these modes (bit mask). */
+  heldIn(stripe: number, modes: number): HeldLock[] {
+    const { table } = this;
+    const words = this.#words;
+    const found: HeldLock[] = [];
+    table.locked(stripe, () => {
+      table.forEachResource(stripe, (resource) => {
+        if ((table.heldModes(resource) & modes) === 0) return;
+        const key = resource + RES.KEY;
+        table.forEachLock(resource, (lock, queue) => {
+          const mode = table.granted(lock);
+          if (queue === QUEUE.WAIT || (modes & (1 << mode)) === 0) return;
+          found.push({
+            resource: {
+              volume: wide(words, key),
+              ino: wide(words, key + 2),
+              offset: wide(words, key + 4),
+              ag: (words[key + 6] as number) >>> 0,
+              type: (words[key + 7] as number) >>> 0,
+            },
+            node: (words[lock + LOCK.NODE] as number) >>> 0,
+            lockId: wide(words, lock + LOCK.ID_LOW),
+            mode,
+          });
+        });
+      });
+    });
+    return found;
+  }
+
+  /** Under the stripe lock of the lock that the entry names, in the entry's epoch; else `otherwise`. */
+  #withLock<T>(
+    bytes: Uint8Array,
+    at: number,
+    otherwise: T,
+    action: (lock: number, resource: number, bucket: number) => T,
+  ): T {
+    const { table } = this;
+    this.#load(bytes, at);
+    const entry = this.#entry;
+    const bucket = table.bucketOf(this.#hasher.hash(entry, 0) | 0);
+    const stripe = table.stripeOf(bucket);
+    return table.locked(stripe, () => {
+      const words = this.#words;
+      if (this.state !== TABLE_STATE.SERVING && this.state !== TABLE_STATE.REBUILDING) return otherwise;
+      if (entry[E.epochLow] !== words[CTL.EPOCH_LOW] || entry[E.epochHigh] !== words[CTL.EPOCH_HIGH]) {
+        return otherwise;
+      }
+      const resource = table.findResource(bucket, entry);
+      const lock = this.#findLock(resource);
+      return lock === 0 ? otherwise : action(lock, resource, bucket);
+    });
   }
 
   // ---- view changes (one thread, one at a time) -------------------------------------------------------------

@@ -181,8 +181,8 @@ export const DESK = {
   /** Byte addresses of the stripe locks that are held. */
   HELD: DESK_COUNT * 21,
 } as const;
-/** What `prepare` finds out about a message. */
-export const DESK_WORK = { HASH: 0, BUCKET: 1, STRIPE: 2, HEAD: 3 } as const;
+/** What `prepare` finds out about a message; and, once it is decided, the mode that it gave up (NL: none). */
+export const DESK_WORK = { HASH: 0, BUCKET: 1, STRIPE: 2, HEAD: 3, GAVE_UP: 3 } as const;
 export const DESK_WORK_WORDS = 4;
 /** Stripe locks that a thread holds at once, at most; it only tries for a second one, never waits. */
 export const DESK_HELD_MAX = 32;
@@ -242,7 +242,10 @@ export const LOCK_BYTE = {
   GRANTED: 33,
   /** Mode wanted; that of GRANTED in the granted queue. */
   MODE: 34,
-  /** MXFS_LKF_NOQUEUE while a request of that kind waits for the end of a rebuild. */
+  /**
+   * MXFS_LKF_NOQUEUE while a request of that kind waits for the end of a rebuild. In the granted queue: the mode held
+   * before the last grant, and whether that was a conversion (a grant that cannot be persisted is taken back).
+   */
   FLAGS: 35,
   /** Bit mask: the modes it may still be held as after all BASTs sent since its owner's last word. */
   ALLOWED: 36,
@@ -250,6 +253,8 @@ export const LOCK_BYTE = {
   GENERATION: 38,
 } as const;
 export const LOCK_WORDS = 10;
+/** In LOCK_BYTE.FLAGS of a granted lock, beside the mode that was held before: it was a conversion. */
+export const WAS_CONVERSION = 8;
 
 /** LOCK_BYTE.QUEUE of a record that is in none. */
 export const QUEUE_FREE = 0xff;

@@ -30,6 +30,7 @@ import {
   MXFS_LOCK_CLIENT_SHIFT,
   MXFS_LOCK_ENTRY_SIZE,
   MXFS_MODE_COUNT,
+  MXFS_MODE_NL,
   MXFS_RES_USER,
   WireType,
 } from "../wire/abi.js";
@@ -66,6 +67,7 @@ import {
   USED_AT,
   VIEW_AT,
   WAITERS,
+  WAS_CONVERSION,
 } from "./layout.js";
 import { runOn, type SharedMemory } from "./memory.js";
 import { ALL_MODES, STATEMENT } from "./modes.js";
@@ -326,6 +328,7 @@ class Writer {
         const resource = code.let(i32(0));
         this.#find(code, message, link, resource, stop);
         code.block((done) => {
+          code.store32(work, BYTES * DESK_WORK.GAVE_UP, i32(MXFS_MODE_NL));
           code.if(command.eq(i32(WireType.LOCK_REQUEST)), () => {
             this.#request(code, message, work, resource, stop);
             this.#tellGrant(code, message, index, grants);
@@ -334,12 +337,14 @@ class Writer {
           const lock = code.let(i32(0));
           this.#findLock(code, message, resource, lock, stop);
           code.leave(stop, lock.isZero());
+          const held = code.let(load8(lock, LOCK_BYTE.GRANTED));
           code.if(command.eq(i32(WireType.LOCK_RELEASE)), () => {
             this.#release(code, resource, link, lock, stop);
+            code.store32(work, BYTES * DESK_WORK.GAVE_UP, held);
             code.leave(done);
           });
           code.leave(stop, command.ne(i32(WireType.LOCK_CONVERT)));
-          this.#convert(code, message, resource, lock, stop, done);
+          this.#convert(code, message, work, resource, lock, stop, done);
           this.#tellGrant(code, message, index, grants);
         });
         code.set(index, index.add(i32(1)));
@@ -493,11 +498,11 @@ class Writer {
     code.store32(lock, OWNED.node, load32(message, LOCK_ENTRY.node));
     code.store64(lock, OWNED.id, load64(message, LOCK_ENTRY.lockId));
     this.#addTo16(code, resource, RESOURCE.lockCount, 1);
-    this.#enqueueGranted(code, message, resource, lock, mode);
+    this.#enqueueGranted(code, message, resource, lock, mode, i32(0));
     this.#count(code, COUNTER.requests);
   }
 
-  #convert(code: Code, message: I32, resource: I32, lock: I32, stop: Label, done: Label): void {
+  #convert(code: Code, message: I32, work: I32, resource: I32, lock: I32, stop: Label, done: Label): void {
     const mode = code.let(load8(message, LOCK_ENTRY.mode));
     const held = code.let(load8(lock, LOCK_BYTE.GRANTED));
     const count = (of: I32): Var<"i32"> => code.let(resource.add(of.shl(i32(1))));
@@ -513,6 +518,7 @@ class Writer {
       code.store8(lock, LOCK_BYTE.ALLOWED, i32(ALL_MODES));
       code.store32(lock, OWNED.seq, load32(message, LOCK_ENTRY.seq));
       code.store32(lock, OWNED.grantedSeq, load32(message, LOCK_ENTRY.seq));
+      code.store32(work, BYTES * DESK_WORK.GAVE_UP, held);
       this.#count(code, COUNTER.statements);
       code.leave(done);
     });
@@ -524,7 +530,7 @@ class Writer {
       code.leave(stop);
     });
     this.#unlinkGranted(code, resource, lock);
-    this.#enqueueGranted(code, message, resource, lock, mode);
+    this.#enqueueGranted(code, message, resource, lock, mode, held.or(i32(WAS_CONVERSION)));
     this.#count(code, COUNTER.converts);
   }
 
@@ -577,8 +583,8 @@ class Writer {
     code.store32(bucket, 0, this.#handle(resource));
   }
 
-  /** Behind the others in the granted queue, holding `mode`. */
-  #enqueueGranted(code: Code, message: I32, resource: I32, lock: I32, mode: I32): void {
+  /** Behind the others in the granted queue, holding `mode`. @param before see LOCK_BYTE.FLAGS */
+  #enqueueGranted(code: Code, message: I32, resource: I32, lock: I32, mode: I32, before: I32): void {
     const handle = code.let(this.#handle(lock));
     const head = code.let(this.#address(load32(resource, RESOURCE.granted)));
     code.if(
@@ -598,7 +604,8 @@ class Writer {
     code.store32(lock, OWNED.seq, load32(message, LOCK_ENTRY.seq));
     code.store32(lock, OWNED.grantedSeq, load32(message, LOCK_ENTRY.seq));
     // QUEUE, GRANTED, MODE and FLAGS are one word.
-    code.store32(lock, LOCK_BYTE.QUEUE, mode.mul(i32(0x010100)).or(i32(QUEUE.GRANTED)));
+    const word = mode.mul(i32(0x010100)).or(before.shl(i32(24)));
+    code.store32(lock, LOCK_BYTE.QUEUE, word.or(i32(QUEUE.GRANTED)));
     code.store8(lock, LOCK_BYTE.ALLOWED, i32(ALL_MODES));
     this.#addTo16(code, code.let(resource.add(mode.shl(i32(1)))), RESOURCE.held, 1);
   }

@@ -530,7 +530,8 @@ export class ClientLocks {
       EAGAIN: "held by somebody else",
       ETIMEDOUT: "not granted in time",
       EDEADLK: "waiting would be a deadlock",
-      ENOLCK: "the lock table is full: release locks, or start mxfsd with more memory for it",
+      ENOLCK:
+        "no room for it: the lock table, or its records on disk, are full (mxfsd's log says which): release locks",
     };
     waiter?.reject(new ControlError(errno, `${lock.name}: ${reason[errno] ?? "refused"}`));
   }

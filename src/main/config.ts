@@ -17,6 +17,7 @@
 //
 // Known weakness: no includes, no continuation lines; values are taken literally (no quotes, no escapes).
 
+import type { PersistChoice } from "../disk/lock_persister.js";
 import {
   MXFS_BAST_MS_DEFAULT,
   MXFS_DRAIN_MS_DEFAULT,
@@ -77,6 +78,8 @@ export interface TimingConfig {
 export interface VolumeConfig {
   readonly name: string;
   readonly device: string;
+  /** Which modes' grants are in the lock records before they are told; null: not said. */
+  readonly persist: PersistChoice | null;
 }
 
 export interface LoggingConfig {
@@ -198,6 +201,15 @@ function boolean(value: string): boolean {
   throw new ValueProblem("expected yes or no");
 }
 
+function persistChoice(value: string): string {
+  if (value !== "writing" && value !== "all") {
+    throw new ValueProblem(
+      "expected writing (locks that allow writing, the default) or all (reading ones as well)",
+    );
+  }
+  return value;
+}
+
 function level(value: string): string {
   if (!LOG_LEVELS.some((known) => known === value)) {
     throw new ValueProblem(`expected one of ${LOG_LEVELS.join(", ")}`);
@@ -222,7 +234,10 @@ const RULES: Readonly<Record<string, Readonly<Record<string, KeyRule>>>> = {
     address: { field: "address", parse: text(255) },
     port: { field: "port", parse: integer(1, 65535) },
   },
-  volume: { device: { field: "device", parse: path } },
+  volume: {
+    device: { field: "device", parse: path },
+    persist: { field: "persist", parse: persistChoice },
+  },
   timing: {
     heartbeat_ms: { field: "heartbeatMs", parse: integer(50, MS_MAX) },
     renew_ms: { field: "renewMs", parse: integer(50, MS_MAX) },
@@ -307,7 +322,12 @@ export function parseConfig(source: string, file: string): Config {
           `${file}:${section.line}: [volume ${section.name}]: device ${device} is listed twice`,
         );
       }
-      volumes.push({ name: section.name, device });
+      const persist = section.values.get("persist");
+      volumes.push({
+        name: section.name,
+        device,
+        persist: persist === "all" || persist === "writing" ? persist : null,
+      });
     }
   }
   const timing = { ...CONFIG_DEFAULT.timing, ...single("timing") };

@@ -231,6 +231,7 @@ class Daemon {
       heartbeatMs: timing.heartbeatMs,
       wakeFd: this.#wakeFd,
       cluster: this.#clusterConfig(identity, incarnation, address, rejoining),
+      persist: options.persist,
     };
     // All at once: a thread takes as long to start as the rest of this together. The lease worker begins when it hears
     // from the peer worker on which port it listens.
@@ -240,6 +241,7 @@ class Daemon {
     if (options.mountId !== null) {
       this.#spawn("netlink", setup, links.netlink);
       this.#spawn("heartbeat", setup, links.heartbeat);
+      this.#spawn("records", setup, links.records);
     }
     this.#locks = new ClientLocks(
       {
@@ -336,7 +338,7 @@ class Daemon {
   }
 
   /** A port pair for every two threads that talk. */
-  #makePorts(): Record<"peer" | "lease" | "netlink" | "heartbeat", Record<string, MessagePort>> {
+  #makePorts(): Record<"peer" | "lease" | "netlink" | "heartbeat" | "records", Record<string, MessagePort>> {
     const pair = (): [MessagePort, MessagePort] => {
       const { port1, port2 } = new MessageChannel();
       return [port1, port2];
@@ -347,13 +349,25 @@ class Daemon {
     const [netlinkLease, leaseNetlink] = pair();
     const [leasePeer, peerLease] = pair();
     const [leaseHeartbeat, heartbeatLease] = pair();
+    const [mainRecords, recordsMain] = pair();
+    const [netlinkRecords, recordsNetlink] = pair();
+    const [peerRecords, recordsPeer] = pair();
+    const [leaseRecords, recordsLease] = pair();
     this.#ports.set("peer", mainPeer);
     this.#ports.set("lease", mainLease);
+    this.#ports.set("records", mainRecords);
     return {
-      peer: { main: peerMain, netlink: peerNetlink, lease: peerLease },
-      lease: { main: leaseMain, netlink: leaseNetlink, peer: leasePeer, heartbeat: leaseHeartbeat },
-      netlink: { peer: netlinkPeer, lease: netlinkLease },
+      peer: { main: peerMain, netlink: peerNetlink, lease: peerLease, records: peerRecords },
+      lease: {
+        main: leaseMain,
+        netlink: leaseNetlink,
+        peer: leasePeer,
+        heartbeat: leaseHeartbeat,
+        records: leaseRecords,
+      },
+      netlink: { peer: netlinkPeer, lease: netlinkLease, records: netlinkRecords },
       heartbeat: { lease: heartbeatLease },
+      records: { main: recordsMain, netlink: recordsNetlink, peer: recordsPeer, lease: recordsLease },
     };
   }
 
@@ -416,6 +430,7 @@ class Daemon {
       words: this.#words,
       kernel: this.#link,
       sendFrames: (frames) => this.#toPeer({ kind: "frames", frames }),
+      toRecords: this.#link === null ? null : (message) => this.#ports.get("records")?.postMessage(message),
       toControl: (type, bytes) => queueMicrotask(() => this.#locks?.receive(type, bytes)),
       log: (level, text, fields) => this.#say(level, text, fields),
     });
@@ -672,6 +687,8 @@ class Daemon {
       recovery: this.#status.get("recovery") ?? { underWay: false },
       lastRecovery: this.#status.get("lastRecovery") ?? null,
       kernel: this.#status.get("kernel") ?? {},
+      lockRecords: this.#status.get("records") ?? {},
+      dead: this.#status.get("dead")?.nodes ?? [],
       discovery: { dropped: this.#discovery?.droppedCount ?? 0 },
     });
     return typeof text === "object" && text !== null && !Array.isArray(text) ? (text as JsonObject) : {};

@@ -9,11 +9,10 @@
  * Known weakness: a cluster that works goes on writing; each record is sound by itself, together they are no snapshot.
  */
 import { closeSync, fstatSync, openSync, readSync } from "node:fs";
-import { readLockArea } from "../disk/lock_records.js";
 import { type DiskHeader, HEADER_MEMBER_STATE, headerMismatch } from "../disk/lockstate.js";
 import { formatUuid, journalStateName } from "../disk/record.js";
 import { readSuperblock } from "../disk/xfs.js";
-import { MXFS_DISK_LOCK_OFFSET, MXFS_DISK_RECORD_SIZE_MIN, Role } from "../wire/abi.js";
+import { MXFS_DISK_RECORD_SIZE_MIN, Role } from "../wire/abi.js";
 import { fnv1a64 } from "../wire/fnv.js";
 import {
   locateLockstate,
@@ -22,7 +21,7 @@ import {
   readHeader,
   readHeartbeats,
   readJournals,
-  readLockstate,
+  readLockArea,
 } from "../workers/disk_io.js";
 import { formatResource, MODE_NAMES } from "./resource_name.js";
 
@@ -117,7 +116,9 @@ async function dumpFrom(path: string, device: RecordDevice): Promise<DiskDump> {
   for (const read of [heartbeats, journals]) {
     if (read.kind === "error") problems.push(read.message);
   }
-  const area = header === null ? null : await lockArea(device, header, location);
+  const read = header === null ? null : await readLockArea(device, location, header);
+  if (read?.kind === "error") problems.push(`lock records: ${read.message}`);
+  const area = read?.kind === "ok" ? read.report : null;
   problems.push(...(area?.problems ?? []));
   return {
     volume: { uuid, id: volume.toString(16).padStart(16, "0") },
@@ -159,27 +160,13 @@ async function dumpFrom(path: string, device: RecordDevice): Promise<DiskDump> {
       resource: formatResource(lock.resource),
       mode: MODE_NAMES[lock.mode] ?? String(lock.mode),
       node: hex(lock.owner),
+      incarnation: lock.ownerIncarnation,
       lock: lock.lockId.toString(16),
       master: hex(lock.writer),
     })),
     outdatedLockRecords: area?.outdated ?? 0,
     problems,
   };
-}
-
-async function lockArea(device: RecordDevice, header: DiskHeader, location: { size: number }) {
-  const { recordSize, lockRecordCount, volume, epoch } = header;
-  const length = Math.min(lockRecordCount * recordSize, Math.max(0, location.size - MXFS_DISK_LOCK_OFFSET));
-  const bytes = await readLockstate(
-    device,
-    { ...header, generation: header.generation, size: location.size },
-    MXFS_DISK_LOCK_OFFSET,
-    length - (length % recordSize),
-  );
-  return readLockArea(bytes, recordSize, volume, epoch, (chunk) => {
-    const slot = (header.chunkOwners[chunk] ?? 0) - 1;
-    return header.members.find((m) => m.slot === slot && m.state === HEADER_MEMBER_STATE.ACTIVE) ?? null;
-  });
 }
 
 function headerRow(header: DiskHeader): Readonly<Record<string, unknown>> {

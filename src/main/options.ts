@@ -9,6 +9,7 @@
 
 import { existsSync, readFileSync } from "node:fs";
 import { parseArgs } from "node:util";
+import type { PersistChoice } from "../disk/lock_persister.js";
 import {
   CONFIG_DEFAULT,
   type Config,
@@ -22,6 +23,7 @@ import {
 export const CONFIG_FILE_DEFAULT = "/etc/mxfs/mxfs.conf";
 
 export type FenceChoice = "scsi" | "none";
+export const PERSIST_CHOICES: readonly PersistChoice[] = ["writing", "all"];
 
 /** Everything a daemon needs to know at its start. */
 export interface DaemonOptions {
@@ -32,6 +34,8 @@ export interface DaemonOptions {
   /** The kernel's number of the mount; null: a lock service without a mount. */
   readonly mountId: number | null;
   readonly fence: FenceChoice;
+  /** Which modes' grants are in the lock records before they are told. */
+  readonly persist: PersistChoice;
   /** Lock records on disk, chosen when lockstate is created. */
   readonly lockRecords: number | null;
   readonly foreground: boolean;
@@ -52,6 +56,7 @@ export interface GivenOptions {
   readonly peer?: readonly string[] | undefined;
   readonly encrypt?: string | undefined;
   readonly fence?: string | undefined;
+  readonly persist?: string | undefined;
   readonly config?: string | undefined;
   readonly foreground?: boolean | undefined;
   readonly "lock-records"?: number | undefined;
@@ -74,6 +79,10 @@ export const OPTIONS = {
   peer: { type: "string", array: true, alias: "P", describe: "HOST[:PORT]: no discovery, these peers" },
   encrypt: { type: "string", choices: ["on", "off"], describe: "seal the connections to peers" },
   fence: { type: "string", choices: ["scsi", "none"], describe: "how dead nodes are kept from writing" },
+  persist: {
+    type: "string",
+    describe: "grants in the lock records before they are told: writing (default) or all",
+  },
   config: { type: "string", alias: "c", describe: "configuration file" },
   "lock-records": { type: "number", describe: "lock records on disk, when lockstate is created" },
   "heartbeat-ms": { type: "number" },
@@ -194,6 +203,13 @@ export function resolveOptions(given: GivenOptions): DaemonOptions {
   if (encrypt !== "on" && encrypt !== "off") {
     throw new ConfigError(`--encrypt ${encrypt}: expected on or off`);
   }
+  const persist =
+    given.persist ?? base.volumes.find((volume) => volume.device === given.device)?.persist ?? "writing";
+  if (persist !== "writing" && persist !== "all") {
+    throw new ConfigError(
+      `--persist ${persist}: expected writing (locks that allow writing, the default) or all (reading ones as well)`,
+    );
+  }
   const none = (value: string | undefined, otherwise: string | null): string | null =>
     value === undefined ? otherwise : value === "none" ? null : value;
   const peers =
@@ -206,6 +222,7 @@ export function resolveOptions(given: GivenOptions): DaemonOptions {
     uuid: given.uuid ?? null,
     mountId: given["mount-id"] ?? null,
     fence,
+    persist,
     lockRecords: given["lock-records"] ?? null,
     foreground: given.foreground ?? false,
     configFile,

@@ -25,12 +25,16 @@ import type {
   HeartbeatsOutcome,
   JournalsOutcome,
   LocateOutcome,
+  LockAreaOutcome,
   WriteOutcome,
 } from "../cluster/ports.js";
+import { readLockArea as readRecords } from "../disk/lock_records.js";
 import {
   chooseHeader,
+  chunkCount,
   type DiskHeader,
   encodeHeader,
+  HEADER_MEMBER_STATE,
   headerOffset,
   journalOffset,
   type LockstateLocation,
@@ -54,6 +58,8 @@ import {
   MXFS_DISK_HEADER_SIZE,
   MXFS_DISK_HEARTBEAT_OFFSET,
   MXFS_DISK_JOURNAL_OFFSET,
+  MXFS_DISK_LOCK_CHUNK_RECORDS,
+  MXFS_DISK_LOCK_OFFSET,
   MXFS_DISK_RECORD_SIZE_MIN,
   MXFS_LOCKSTATE_NAME,
   MXFS_NODE_COUNT_MAX,
@@ -305,4 +311,39 @@ export function readHeartbeats(
 ): Promise<HeartbeatsOutcome> {
   const decode = (bytes: Uint8Array, size: number): HeartbeatRecord => decodeHeartbeat(bytes, size, volume);
   return readSlots(device, location, MXFS_DISK_HEARTBEAT_OFFSET, decode, report);
+}
+
+/** Bytes of the lock area that are read at a time. */
+const AREA_READ_BYTES = 1 << 20;
+
+/** What the lock records of the header's view say. Only chunks that belong to somebody are read. */
+export async function readLockArea(
+  device: RecordDevice,
+  location: LockstateLocation,
+  header: DiskHeader,
+): Promise<LockAreaOutcome> {
+  const { recordSize, lockRecordCount, volume, epoch } = header;
+  try {
+    const room = Math.max(0, location.size - MXFS_DISK_LOCK_OFFSET);
+    const length =
+      Math.min(lockRecordCount, chunkCount(lockRecordCount) * MXFS_DISK_LOCK_CHUNK_RECORDS) * recordSize;
+    if (length > room) {
+      return {
+        kind: "error",
+        message: `lockstate has ${room} bytes of lock records, the header says ${length}`,
+      };
+    }
+    const area = new Uint8Array(length);
+    for (let at = 0; at < length; at += AREA_READ_BYTES) {
+      const step = Math.min(AREA_READ_BYTES, length - at);
+      area.set(await readLockstate(device, location, MXFS_DISK_LOCK_OFFSET + at, step), at);
+    }
+    const report = readRecords(area, recordSize, volume, epoch, (chunk) => {
+      const slot = (header.chunkOwners[chunk] ?? 0) - 1;
+      return header.members.find((m) => m.slot === slot && m.state === HEADER_MEMBER_STATE.ACTIVE) ?? null;
+    });
+    return { kind: "ok", report };
+  } catch (error) {
+    return { kind: "error", message: messageOf(error) };
+  }
 }

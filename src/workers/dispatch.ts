@@ -3,17 +3,26 @@
 // Takes what the lock engine decided to those whom it concerns: the kernel, this node's control clients, or
 // another node. One per thread; what a batch of messages brought is sent together.
 //
+// Rule 5: a grant that must be persisted first goes to the records worker, which tells it when its record is durable; all
+// else is told from here. That worker also hears which of such locks were given up.
+//
 // Known weakness: an outbox is drained on the thread that filled it; two threads' messages to one owner may
 // overtake each other (src/dlm/outbox.ts says why that does no harm).
 
 import type { LockEngine } from "../dlm/engine.js";
-import { type Command, RESULT } from "../dlm/engine.js";
+import { type Command, RESULT, type Result } from "../dlm/engine.js";
 import { Outbox, type Outcome } from "../dlm/outbox.js";
 import { MXFS_LOCK_CLIENT_KERNEL, MXFS_LOCK_ENTRY_SIZE, MXFS_NL_LOCKS_MAX, WireType } from "../wire/abi.js";
-import { decodeLockEntry, describeLockEntry, lockClientAt } from "../wire/lock_entry.js";
+import {
+  decodeLockEntry,
+  describeLockEntry,
+  entrySize,
+  LOCK_ENTRY,
+  lockClientAt,
+} from "../wire/lock_entry.js";
 import type { OutcomeRun } from "./bulk_task.js";
 import type { KernelLink } from "./kernel_link.js";
-import type { LogFields, LogLevel, NodeWords, OutFrame, WireTypeNumber } from "./protocol.js";
+import type { LogFields, LogLevel, NodeWords, OutFrame, ToRecords, WireTypeNumber } from "./protocol.js";
 
 export interface DispatchTargets {
   readonly self: number;
@@ -21,6 +30,8 @@ export interface DispatchTargets {
   /** null: no mount. */
   readonly kernel: KernelLink | null;
   sendFrames(frames: readonly OutFrame[]): void;
+  /** null: grants are told as they come (the records worker itself, and a lock service without a disk). */
+  readonly toRecords: ((message: ToRecords) => void) | null;
   /** Grants, denials and BASTs for control clients: a copy. */
   toControl(type: WireTypeNumber, entries: Uint8Array): void;
   log(level: LogLevel, text: string, fields?: LogFields): void;
@@ -40,6 +51,9 @@ export class LockDispatch {
   readonly outbox = new Outbox();
   readonly #targets: DispatchTargets;
   #frames: OutFrame[] = [];
+  /** For the records worker. */
+  #grants: Uint8Array[] = [];
+  #gave: Uint8Array[] = [];
 
   constructor(targets: DispatchTargets) {
     this.#targets = targets;
@@ -50,12 +64,19 @@ export class LockDispatch {
    * @param command of all of them, or by slot (64 bytes, a value being one too).
    */
   submit(engine: LockEngine, command: Command | readonly Command[], entries: Uint8Array, from: number): void {
-    engine.submitAll(command, entries, from, this.outbox, undefined, (at, result) => {
+    const modes = this.#targets.words.persistModes;
+    const gave = (at: number, mode: number): void => {
+      if ((modes & (1 << mode)) !== 0) {
+        this.#gave.push(entries.slice(at, at + MXFS_LOCK_ENTRY_SIZE));
+      }
+    };
+    const trouble = (at: number, result: Result): void => {
       this.#targets.log("error", `lock message refused: ${describeLockEntry(decodeLockEntry(entries, at))}`, {
         from: from.toString(16),
         conflict: result === RESULT.CONFLICT,
       });
-    });
+    };
+    engine.submitAll(command, entries, from, this.outbox, undefined, trouble, modes === 0 ? undefined : gave);
     this.refused(engine.table.refusal);
     engine.table.refusal = null;
   }
@@ -89,11 +110,41 @@ export class LockDispatch {
   }
 
   #post(): void {
+    this.#postRecords();
     if (this.#frames.length > 0) {
       const frames = this.#frames;
       this.#frames = [];
       this.#targets.sendFrames(frames);
     }
+  }
+
+  #postRecords(): void {
+    if (this.#grants.length === 0 && this.#gave.length === 0) {
+      return;
+    }
+    const grants = this.#grants.length === 0 ? null : joined(this.#grants);
+    const gave = this.#gave.length === 0 ? null : joined(this.#gave);
+    this.#grants = [];
+    this.#gave = [];
+    this.#targets.toRecords?.({ kind: "locks", grants, gave });
+  }
+
+  /** Keeps those back that are to be persisted. @returns the rest; null: nothing is left. */
+  #withoutPersisted(entries: Uint8Array): Uint8Array | null {
+    const modes = this.#targets.words.persistModes;
+    const rest: Uint8Array[] = [];
+    let kept = false;
+    for (let at = 0; at < entries.length; ) {
+      const size = entrySize(entries, at);
+      if ((modes & (1 << (entries[at + LOCK_ENTRY.mode] as number))) !== 0) {
+        this.#grants.push(entries.slice(at, at + size));
+        kept = true;
+      } else {
+        rest.push(entries.subarray(at, at + size));
+      }
+      at += size;
+    }
+    return !kept ? entries : rest.length === 0 ? null : joined(rest);
   }
 
   /** Grants, denials and BASTs that came from a master, for this node. */
@@ -114,8 +165,13 @@ export class LockDispatch {
     }
   }
 
-  #route(node: number, type: Outcome, entries: Uint8Array, client: number): void {
-    const { self, words } = this.#targets;
+  #route(node: number, type: Outcome, decided: Uint8Array, client: number): void {
+    const { self, words, toRecords } = this.#targets;
+    const persists = type === WireType.LOCK_GRANT && toRecords !== null && words.persistModes !== 0;
+    const entries = persists ? this.#withoutPersisted(decided) : decided;
+    if (entries === null) {
+      return;
+    }
     if (node === self && isAnswer(type)) {
       this.#toOwner(type, entries, client);
     } else {
@@ -131,4 +187,14 @@ export class LockDispatch {
       toControl(type, entries.slice());
     }
   }
+}
+
+function joined(pieces: readonly Uint8Array[]): Uint8Array {
+  const bytes = new Uint8Array(pieces.reduce((length, piece) => length + piece.length, 0));
+  let at = 0;
+  for (const piece of pieces) {
+    bytes.set(piece, at);
+    at += piece.length;
+  }
+  return bytes;
 }

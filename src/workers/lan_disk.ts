@@ -20,6 +20,7 @@ import type {
   HeartbeatsOutcome,
   JournalsOutcome,
   LocateOutcome,
+  LockAreaOutcome,
   WriteOutcome,
 } from "../cluster/ports.js";
 import {
@@ -153,6 +154,10 @@ export class LanDisk implements DiskPort {
   /** A lock service has no XFS, so no journal. */
   readJournals(): Promise<JournalsOutcome> {
     return Promise.resolve({ kind: "ok", records: [] });
+  }
+
+  readLockArea(): Promise<LockAreaOutcome> {
+    return Promise.resolve({ kind: "error", message: "a lock service without a mount has no lock records" });
   }
 
   writeJournal(): Promise<WriteOutcome> {

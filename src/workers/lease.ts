@@ -22,11 +22,13 @@ import type {
   RoleChangeResult,
   TimerHandle,
   View,
+  WriteOutcome,
 } from "../cluster/ports.js";
+import { PERSIST } from "../disk/lock_persister.js";
 import { type LockstateLocation, lockstateSize } from "../disk/lockstate.js";
 import { type JournalRecord, journalStateName } from "../disk/record.js";
 import { LockEngine } from "../dlm/engine.js";
-import { Role } from "../wire/abi.js";
+import { LockModeName, Role } from "../wire/abi.js";
 import { BulkLocks } from "./bulk.js";
 import {
   locateLockstate,
@@ -34,6 +36,7 @@ import {
   readHeader,
   readHeartbeats,
   readJournals,
+  readLockArea,
   writeHeader,
   writeJournal,
 } from "./disk_io.js";
@@ -48,12 +51,15 @@ import {
   type ToHeartbeat,
   type ToLease,
   type ToPeer,
+  type ToRecords,
 } from "./protocol.js";
 import { openReservations } from "./reservations.js";
 import { openShell } from "./shell.js";
 
 const KERNEL_THREAD = 3;
 const EXIT_DRAIN_MS = 50;
+/** Resources of a dead node that `status` names. */
+const DEAD_SHOWN_MAX = 64;
 
 const shell = openShell("lease");
 const { setup } = shell;
@@ -61,12 +67,14 @@ const peer = shell.port("peer");
 const netlink = shell.port("netlink");
 const heartbeat = shell.port("heartbeat");
 const main = shell.port("main");
+const records = setup.kernel === null ? null : shell.port("records");
 const words = new NodeWords(setup.words);
 const engine = LockEngine.attach(setup.engine);
 const device = new RawDevice(setup.device, true);
 const link = setup.kernel === null ? null : new KernelLink(setup.kernel, KERNEL_THREAD);
 
 const toPeer = (message: ToPeer): void => peer.postMessage(message);
+const toRecords = (message: ToRecords): void => records?.postMessage(message);
 const toHeartbeat = (message: ToHeartbeat): void => heartbeat.postMessage(message);
 
 /** A promise kept by number until its answer comes. */
@@ -88,6 +96,8 @@ class Waiting<T> {
 const kernelAnswers = new Waiting<RoleChangeResult>();
 const marks = new Waiting<void>();
 const reclaims = new Waiting<void>();
+const recordsFrozen = new Waiting<void>();
+const recordsMade = new Waiting<WriteOutcome>();
 const heartbeatStops: (() => void)[] = [];
 const sentRequests = new Map<number, bigint>();
 let nextRequest = BigInt(Math.floor(bootTimeMs())) << 20n;
@@ -98,6 +108,7 @@ const dispatch = new LockDispatch({
   words,
   kernel: link,
   sendFrames: (frames: readonly OutFrame[]) => toPeer({ kind: "frames", frames }),
+  toRecords: records === null ? null : toRecords,
   toControl: (type, entries) => shell.toMain({ kind: "control-locks", type, entries }),
   log: shell.log,
 });
@@ -248,6 +259,7 @@ const rawDisk: DiskPort = {
       shell.log("warn", `journal slot ${slot} counts as never claimed: ${problem}`, { slot }),
     ),
   writeJournal: (location, slot, record) => writeJournal(device, location, slot, record),
+  readLockArea: (location, header) => readLockArea(device, location, header),
   setHeartbeat(location, slot, contents) {
     toHeartbeat({ kind: "set", location, slot, contents });
     shell.toMain({ kind: "status", part: "heartbeat", status: { slot, role: contents.role } });
@@ -332,6 +344,8 @@ function showView(): void {
 
 const locks: LocksPort = {
   freezeAndClear(view) {
+    // In a view of one nobody is told anything that another could need to know.
+    words.persistModes = records !== null && view.members.length > 1 ? PERSIST[setup.persist] : 0;
     words.nextEpoch = view.epoch;
     engine.freezeAndClear(
       view.epoch,
@@ -339,6 +353,27 @@ const locks: LocksPort = {
     );
     currentView = view;
     shell.toMain({ kind: "frozen", epoch: view.epoch });
+    toRecords({ kind: "freeze", id: 0 });
+  },
+  freezeRecords() {
+    if (records === null) {
+      return Promise.resolve();
+    }
+    const id = nextMark++;
+    const frozen = recordsFrozen.wait(String(id));
+    toRecords({ kind: "freeze", id });
+    return frozen;
+  },
+  makeRecords(view, location) {
+    const slot = view.members.find((member) => member.node === setup.self)?.slot;
+    if (records === null || view.members.length < 2 || slot === undefined) {
+      return Promise.resolve({ kind: "ok" });
+    }
+    const id = nextMark++;
+    const made = recordsMade.wait(String(id));
+    const members = view.members.map(({ node, incarnation }) => [node, incarnation] as const);
+    toRecords({ kind: "make", id, location, epoch: view.epoch, slot, members });
+    return made;
   },
   async reclaimControl(epoch) {
     const id = nextMark++;
@@ -354,12 +389,31 @@ const locks: LocksPort = {
     words.holder = currentView?.holder ?? 0;
     // What a large table still has to do is done by the bulk pool; the service runs meanwhile.
     bulk.resume(epoch, dispatch).catch(shell.fatal);
+    toRecords({ kind: "resumed" });
     shell.toMain({ kind: "resumed", epoch });
     announce();
     showView();
   },
   purge(node) {
     bulk.purge(node, dispatch).catch(shell.fatal);
+  },
+  died(held) {
+    shell.toMain({
+      kind: "status",
+      part: "dead",
+      status: {
+        nodes: held.map(({ node, incarnation, locks: found }) => ({
+          node: node.toString(16),
+          incarnation,
+          heldForWriting: found?.length ?? null,
+          resources: (found ?? []).slice(0, DEAD_SHOWN_MAX).map(({ resource, mode }) => ({
+            type: resource.type,
+            ino: resource.ino.toString(),
+            mode: LockModeName[mode] ?? String(mode),
+          })),
+        })),
+      },
+    });
   },
 };
 
@@ -399,8 +453,8 @@ function start(port: number): void {
     lanDisk.events = core;
     net.setClusterKey(serviceKey(setup.volumeUuid));
   }
-  for (const other of [netlink, heartbeat, main]) {
-    other.on("message", take);
+  for (const other of [netlink, heartbeat, main, records]) {
+    other?.on("message", take);
   }
   core.start();
 }
@@ -481,6 +535,15 @@ function take(message: ToLease): void {
         () => shell.toMain({ kind: "shared" }),
         () => undefined, // halted: the daemon ends, and its clients are told by that
       );
+      return;
+    case "records-frozen":
+      recordsFrozen.answer(String(message.id), undefined);
+      return;
+    case "records-made":
+      recordsMade.answer(String(message.id), message.outcome);
+      return;
+    case "records-conflict":
+      core.recordsRefused();
       return;
     case "stop":
       core.unmountRequested(0n);

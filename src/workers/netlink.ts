@@ -30,6 +30,7 @@ const shell = openShell("netlink");
 const { setup } = shell;
 const peer = shell.port("peer");
 const lease = shell.port("lease");
+const records = setup.kernel === null ? null : shell.port("records");
 if (setup.kernel === null) {
   throw new Error("the netlink worker needs a mount");
 }
@@ -48,6 +49,7 @@ const dispatch = new LockDispatch({
   sendFrames: (more) => {
     frames.push(...more);
   },
+  toRecords: records === null ? null : (message) => records.postMessage(message),
   toControl: (type, entries) => shell.toMain({ kind: "control-locks", type, entries }),
   log: shell.log,
 });
@@ -189,3 +191,4 @@ try {
 }
 peer.close();
 lease.close();
+records?.close();

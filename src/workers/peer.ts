@@ -37,6 +37,7 @@ const shell = openShell("peer");
 const { setup } = shell;
 const lease = shell.port("lease");
 const main = shell.port("main");
+const records = setup.kernel === null ? null : shell.port("records");
 const words = new NodeWords(setup.words);
 const engine = LockEngine.attach(setup.engine);
 const link = setup.kernel === null ? null : new KernelLink(setup.kernel, KERNEL_THREAD);
@@ -52,6 +53,7 @@ const dispatch = new LockDispatch({
   words,
   kernel: link,
   sendFrames: (frames) => frames.forEach(sendFrame),
+  toRecords: records === null ? null : (message) => records.postMessage(message),
   toControl: (type, entries) => shell.toMain({ kind: "control-locks", type, entries }),
   log: shell.log,
 });
@@ -214,6 +216,7 @@ lease.on("message", take);
 main.on("message", take);
 if (setup.kernel !== null) {
   shell.port("netlink").on("message", take);
+  records?.on("message", take);
 }
 net
   .listen()

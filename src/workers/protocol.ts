@@ -5,6 +5,7 @@
 //            ┌────────────────────────── log, fatal ───────────────────────────┐
 //   netlink ─┤  frames, marks ──► peer ◄── frames, marks, net commands ── lease ├──► main
 //            └─ kernel events ──► lease ◄── heartbeats ── heartbeat             ┘
+//   netlink, peer, lease, main ── grants, what was given up ──► records ── frames ──► peer
 //
 // Payloads are transferred or copied, never shared, except the two shared buffers of `WorkerSetup`.
 // Order: messages on one port arrive in the order they were sent; that is what `mark` relies on.
@@ -12,7 +13,8 @@
 import type { MessagePort } from "node:worker_threads";
 import type { GenlHandle } from "../../native/index.js";
 import type { ClusterConfig } from "../cluster/config.js";
-import type { Discovered, HeartbeatContents, HeartbeatFailure } from "../cluster/ports.js";
+import type { Discovered, HeartbeatContents, HeartbeatFailure, WriteOutcome } from "../cluster/ports.js";
+import type { PersistChoice } from "../disk/lock_persister.js";
 import type { LockstateLocation } from "../disk/lockstate.js";
 import type { HeartbeatRecord } from "../disk/record.js";
 import type { SharedMemory } from "../dlm/memory.js";
@@ -62,6 +64,8 @@ export interface WorkerSetup {
   readonly words: SharedArrayBuffer;
   readonly heartbeatMs: number;
   readonly cluster: ClusterConfig;
+  /** Which modes' grants are persisted before they are told. */
+  readonly persist: PersistChoice;
   /** eventfd that wakes the netlink worker. */
   readonly wakeFd: number;
 }
@@ -150,6 +154,10 @@ export type ToLease =
       readonly records: readonly (HeartbeatRecord | null)[];
     }
   | { readonly kind: "heartbeat-stopped" }
+  | { readonly kind: "records-frozen"; readonly id: number }
+  | { readonly kind: "records-made"; readonly id: number; readonly outcome: WriteOutcome }
+  /** The target refused to write a lock record. */
+  | { readonly kind: "records-conflict" }
   | { readonly kind: "discovered"; readonly packet: Discovered }
   | { readonly kind: "reclaimed"; readonly id: number }
   /** Somebody asks for the status: the journal slots are read, and told as a part of it. */
@@ -169,6 +177,25 @@ export type ToHeartbeat =
       readonly contents: HeartbeatContents;
     }
   | { readonly kind: "stop"; readonly clear: boolean };
+
+// ---- to the records worker ---------------------------------------------------------------------------------
+
+export type ToRecords =
+  /** What the lock engine decided: GRANT entries to be persisted and told; locks given up, as their owners said it. */
+  | { readonly kind: "locks"; readonly grants: Uint8Array | null; readonly gave: Uint8Array | null }
+  /** Lease worker: nothing is written until `make`; answered `records-frozen` when no write is under way. Id 0: no answer. */
+  | { readonly kind: "freeze"; readonly id: number }
+  /** Lease worker: every lock of the next view is in the table; answered `records-made`. */
+  | {
+      readonly kind: "make";
+      readonly id: number;
+      readonly location: LockstateLocation;
+      readonly epoch: bigint;
+      readonly slot: number;
+      /** Node and incarnation of each member. */
+      readonly members: readonly (readonly [number, number])[];
+    }
+  | { readonly kind: "resumed" };
 
 // ---- shared words ------------------------------------------------------------------------------------------
 
@@ -213,6 +240,14 @@ export class NodeWords {
   }
   set stopping(stop: boolean) {
     Atomics.store(this.#u32, 1, stop ? 1 : 0);
+  }
+
+  /** Modes (1 << mode) whose grants go by the records worker before they are told; 0: none. */
+  get persistModes(): number {
+    return Atomics.load(this.#u32, 8);
+  }
+  set persistModes(modes: number) {
+    Atomics.store(this.#u32, 8, modes);
   }
 
   /** CLOCK_BOOTTIME ms at which the lease ends. */

@@ -13,12 +13,15 @@
  *      of that view heartbeats.
  *   9. A dead holder's journal slot is recovered when XFS is mounted, not before; nobody serves until that is over.
  *  10. A kernel whose holder has changed is told to send unanswered operations again.
+ *  11. A lock that allows writing is in its record on disk before it is told, and over view changes (locks.ts).
  */
 import { checkTimings, TIMINGS_DEFAULT, type Timings } from "../../src/cluster/config.js";
 import { prKey, type View } from "../../src/cluster/ports.js";
 import type { Mistake } from "../../src/cluster/state.js";
+import type { PersistMistake } from "../../src/disk/lock_persister.js";
 import { JOURNAL_STATE, type JournalRecord } from "../../src/disk/record.js";
 import { Host } from "./host.js";
+import { checkCommitted } from "./locks.js";
 import { Network } from "./network.js";
 import { PrTarget, Random, SharedDisk, Timeline, Violation } from "./world.js";
 
@@ -26,6 +29,7 @@ export interface ClusterOptions {
   readonly seed: number;
   readonly hostCount: number;
   readonly mistakes?: ReadonlySet<Mistake>;
+  readonly persistMistakes?: ReadonlySet<PersistMistake>;
   readonly timings?: Timings;
   /** none: no keys, so only rules 3, 4 and 7 are checked. */
   readonly fence?: "scsi" | "none";
@@ -38,6 +42,8 @@ const STORY_MAX = 20_000;
 export class Cluster {
   readonly time = new Timeline();
   readonly random: Random;
+  /** For the locks, so that what they do does not change what happens to the rest. */
+  readonly lockRandom: Random;
   readonly target: PrTarget;
   readonly disk = new SharedDisk();
   readonly network: Network;
@@ -53,6 +59,7 @@ export class Cluster {
 
   constructor(readonly options: ClusterOptions) {
     this.random = new Random(options.seed);
+    this.lockRandom = new Random(~options.seed);
     this.verbose = options.verbose ?? 0;
     this.fence = options.fence ?? "scsi";
     this.target = new PrTarget(this.random.chance(0.5));
@@ -61,7 +68,9 @@ export class Cluster {
     checkTimings(timings);
     for (let i = 0; i < options.hostCount; i++) {
       const node = (Math.imul(i + 1, 0x9e3779b1) ^ options.seed) >>> 0;
-      this.hosts.push(new Host(this, i, node, timings, options.mistakes ?? new Set()));
+      this.hosts.push(
+        new Host(this, i, node, timings, options.mistakes ?? new Set(), options.persistMistakes),
+      );
     }
   }
 
@@ -207,5 +216,6 @@ export class Cluster {
       }
     }
     this.#lastView = view;
+    checkCommitted(host, view);
   }
 }

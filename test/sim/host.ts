@@ -16,7 +16,10 @@ import type {
 } from "../../src/cluster/ports.js";
 import { prKey } from "../../src/cluster/ports.js";
 import type { Mistake } from "../../src/cluster/state.js";
+import type { PersistMistake } from "../../src/disk/lock_persister.js";
+import type { Command } from "../../src/dlm/engine.js";
 import { Role } from "../../src/wire/abi.js";
+import type { LockEntry } from "../../src/wire/lock_entry.js";
 import {
   type ClusterMessage,
   clusterType,
@@ -24,6 +27,7 @@ import {
   encodeClusterMessage,
 } from "../../src/wire/messages.js";
 import type { Cluster } from "./cluster.js";
+import { checkDied, KernelLocks, LOCK_FRAMES, LockService, readDisk } from "./locks.js";
 import { Violation, VOLUME, VOLUME_UUID } from "./world.js";
 
 const OK: RoleChangeResult = { error: 0, message: "" };
@@ -39,6 +43,7 @@ export class Daemon {
   heartbeat: { slot: number; contents: HeartbeatContents } | null = null;
   heartbeatRun = 0;
   sequence = 0n;
+  locks: LockService | null = null;
   constructor(readonly serial: number) {}
 }
 
@@ -65,6 +70,7 @@ export class Kernel {
   dumpedEpoch = 0n;
   incarnation = 0;
   startedAt = 0;
+  locks: KernelLocks | null = null;
 }
 
 export class Host {
@@ -94,6 +100,12 @@ export class Host {
   /** When its last heartbeat was written, and of which incarnation. */
   beatAt = -1_000_000;
   beatAs = 0;
+  /** What it held when its power was cut. */
+  lastWords: {
+    readonly incarnation: number;
+    readonly epoch: bigint;
+    readonly locks: readonly { readonly id: bigint; readonly mode: number; readonly ino: bigint }[];
+  } | null = null;
   readonly nexus: string;
   readonly uuid: string;
   #nextRequest = 1n;
@@ -104,6 +116,7 @@ export class Host {
     public node: number,
     readonly timings: Timings,
     readonly mistakes: ReadonlySet<Mistake>,
+    readonly persistMistakes: ReadonlySet<PersistMistake> = new Set(),
   ) {
     this.nexus = `host${index}`;
     this.uuid = `00000000-0000-4000-8000-${index.toString(16).padStart(12, "0")}`;
@@ -149,6 +162,7 @@ export class Host {
     this.kernel.state = "starting";
     this.kernel.incarnation = ++this.incarnation;
     this.kernel.startedAt = this.cluster.time.now;
+    this.kernel.locks = new KernelLocks(this);
     this.wrote = false;
     this.registered = false;
     this.failure = "";
@@ -163,11 +177,18 @@ export class Host {
     kernel.unmounting = true;
     kernel.unmountRequest = this.#nextRequest++;
     this.story("umount");
+    kernel.locks?.unmount();
     this.daemon?.core?.unmountRequested(kernel.unmountRequest);
   }
 
   powerOff(): void {
     this.story("POWER OFF");
+    this.daemon?.locks?.tear();
+    const { locks, epoch, fenced } = this.kernel;
+    const held = locks === null || locks.dead || locks.epoch !== epoch || fenced ? null : locks.held;
+    const { incarnation } = this.kernel;
+    this.lastWords = held === null ? null : { incarnation, epoch, locks: held.map((lock) => ({ ...lock })) };
+    if (locks !== null) locks.dead = true;
     this.powered = false;
     this.endDaemon();
     this.kernel = new Kernel();
@@ -266,6 +287,7 @@ export class Host {
       rejoin,
       lockRecordCount: 1024,
     };
+    daemon.locks = new LockService(this, daemon, this.persistMistakes);
     daemon.core = new ClusterCore(config, this.ports(daemon, this.kernel), this.mistakes);
     daemon.core.start();
   }
@@ -277,8 +299,13 @@ export class Host {
   // ---- ports ------------------------------------------------------------------------------------------------
 
   /** Resolves after a delay, unless the daemon has died: then never. */
-  private async take(daemon: Daemon, minMs: number, maxMs: number): Promise<void> {
-    await this.cluster.time.sleep(this.cluster.random.int(minMs, maxMs));
+  private async take(
+    daemon: Daemon,
+    minMs: number,
+    maxMs: number,
+    random = this.cluster.random,
+  ): Promise<void> {
+    await this.cluster.time.sleep(random.int(minMs, maxMs));
     await this.thawed();
     if (!daemon.alive) await new Promise<never>(() => undefined);
   }
@@ -410,6 +437,7 @@ export class Host {
           // Every dump ends solo: what it tells, or keeps to itself, is for the view that comes.
           kernel.solo = false;
           kernel.dumpSolo = solo;
+          kernel.locks?.dump(epoch);
           return OK;
         },
         view: (epoch, holder, resend, solo) => {
@@ -426,6 +454,7 @@ export class Host {
           kernel.epoch = epoch;
           kernel.holder = holder;
           kernel.gateOpen = true;
+          if (kernel.locks !== null) kernel.locks.dumped = false;
         },
         recovery: (begin) => {
           kernel.recovering = begin;
@@ -443,6 +472,7 @@ export class Host {
           this.story(`READY role ${role} epoch ${epoch}`);
         },
         failed: (errno, message) => {
+          if (kernel.locks !== null) kernel.locks.dead = true;
           this.failure = `${errno} ${message}`;
           this.story(`MOUNT FAILED ${this.failure}`);
           if (kernel.xfs) cluster.violate(`${this.name}: mount failed with XFS still mounted`);
@@ -456,6 +486,7 @@ export class Host {
           kernel.xfs = false;
         },
         unmountDone: (_request, errno, message) => {
+          if (kernel.locks !== null) kernel.locks.dead = true;
           this.story(`UNMOUNTED ${errno} ${message}`);
           if (kernel.xfs) cluster.violate(`${this.name}: unmounted with XFS still mounted`);
           kernel.state = "idle";
@@ -514,6 +545,11 @@ export class Host {
           await this.take(daemon, 1, 5);
           return { kind: result ?? "conflict" };
         },
+        readLockArea: async () => {
+          await this.take(daemon, 5, 60, cluster.lockRandom);
+          if (this.diskLost) return { kind: "error", message: "transport error" };
+          return { kind: "ok", report: { locks: readDisk(this) ?? [], problems: [], outdated: 0 } };
+        },
         setHeartbeat: (_location, slot, contents) => {
           const running = daemon.heartbeat !== null;
           daemon.heartbeat = { slot, contents };
@@ -543,10 +579,22 @@ export class Host {
         query: () => undefined,
       },
       locks: {
-        freezeAndClear: () => undefined,
+        freezeAndClear: (view) => daemon.locks?.freeze(view),
+        freezeRecords: async () => {
+          await daemon.locks?.persister.freeze();
+          await this.take(daemon, 0, 2, cluster.lockRandom);
+        },
+        makeRecords: async (view) => {
+          await this.take(daemon, 1, 10, cluster.lockRandom);
+          return (await daemon.locks?.make(view)) ?? { kind: "ok" };
+        },
         reclaimControl: () => this.take(daemon, 0, 10),
-        resume: (epoch) => cluster.resumed(this, epoch, this.committedView(epoch)),
+        resume: (epoch) => {
+          cluster.resumed(this, epoch, this.committedView(epoch));
+          daemon.locks?.resume(epoch);
+        },
         purge: () => undefined,
+        died: (held) => checkDied(this, held, disk.header()?.epoch ?? 0n),
       },
       recovered: () => undefined,
       log: (level, text, fields) => {
@@ -571,6 +619,12 @@ export class Host {
     if (view === null || view.epoch !== epoch)
       throw new Violation(`${this.name}: resume(${epoch}) without that view`);
     return view;
+  }
+
+  /** A lock message of another node. */
+  takeLock(type: number, entry: LockEntry, from: number): void {
+    if (LOCK_FRAMES.includes(type)) this.daemon?.locks?.submit(type as Command, entry, from);
+    else this.kernel.locks?.receive(type, entry);
   }
 
   private throughTheWire(message: ClusterMessage): ClusterMessage {

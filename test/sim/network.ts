@@ -7,7 +7,7 @@ import type { ClusterMessage } from "../../src/wire/messages.js";
 import type { Cluster } from "./cluster.js";
 import type { Daemon, Host } from "./host.js";
 
-interface Side {
+export interface Side {
   readonly host: Host;
   readonly daemon: Daemon;
   /** The core was told that it is up, and not yet that it is lost. */
@@ -130,11 +130,23 @@ export class Network {
   }
 
   send(host: Host, node: number, message: ClusterMessage): void {
+    this.post(host, node, (to) => {
+      if (this.cluster.verbose > 1 && !message.kind.startsWith("LEASE")) {
+        this.cluster.story(
+          `${host.name} -> ${to.host.name} ${message.kind} ${"epoch" in message ? message.epoch : ""}`,
+        );
+      }
+      to.daemon.core?.message(host.node, message);
+    });
+  }
+
+  /** A frame: arrives behind all that was sent before on the same connection. */
+  post(host: Host, node: number, deliver: (to: Side) => void, random = this.cluster.random): void {
     const other = this.cluster.hostOf(node);
     const connection = other === undefined ? undefined : this.#connections.get(pair(host, other));
     const to = connection?.sides.find((side) => side.host === other);
     if (connection === undefined || to === undefined || connection.broken) return;
-    const { time, random } = this.cluster;
+    const { time } = this.cluster;
     const slow = random.chance(0.01) ? random.int(0, 1500) : 0;
     const arrival = Math.max(to.lastArrivalAt, time.now + random.int(1, 15) + slow);
     to.lastArrivalAt = arrival;
@@ -144,12 +156,7 @@ export class Network {
         return;
       }
       if (connection.broken || !to.daemon.alive) return;
-      if (this.cluster.verbose > 1 && !message.kind.startsWith("LEASE")) {
-        this.cluster.story(
-          `${host.name} -> ${to.host.name} ${message.kind} ${"epoch" in message ? message.epoch : ""}`,
-        );
-      }
-      to.daemon.core?.message(host.node, message);
+      deliver(to);
     };
     time.at(arrival - time.now, arrive);
   }

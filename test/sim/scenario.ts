@@ -7,6 +7,7 @@
  * A dead holder is taken over: in the quiet, before anybody comes back, those who are mounted and not fenced serve again.
  */
 import type { Mistake } from "../../src/cluster/state.js";
+import type { PersistMistake } from "../../src/disk/lock_persister.js";
 import { Cluster } from "./cluster.js";
 import type { Host } from "./host.js";
 
@@ -22,6 +23,7 @@ export interface Report {
 
 export interface ScenarioOptions {
   readonly mistakes?: ReadonlySet<Mistake>;
+  readonly persistMistakes?: ReadonlySet<PersistMistake>;
   readonly verbose?: number;
   /** Random actions between the start and the quiet end. */
   readonly actionCount?: number;
@@ -33,6 +35,7 @@ export async function runSeed(seed: number, options: ScenarioOptions = {}): Prom
     seed,
     hostCount: host_count,
     ...(options.mistakes === undefined ? {} : { mistakes: options.mistakes }),
+    ...(options.persistMistakes === undefined ? {} : { persistMistakes: options.persistMistakes }),
     verbose: options.verbose ?? 0,
   });
   const started_at = cluster.time.now;

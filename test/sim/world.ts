@@ -6,6 +6,7 @@
  * Time moves from event to event; after each event all promises that are ready run (a macrotask turn) before the
  * next is taken, so that a flow of the core never lags behind the clock.
  */
+import { decodeLockRecord, type LockRecord } from "../../src/disk/lock_records.js";
 import {
   chooseHeader,
   type DiskHeader,
@@ -181,9 +182,42 @@ export class PrTarget {
   }
 }
 
+/** The lock area of the shared disk, in sectors; what each decodes to is kept beside it. */
+export class LockArea {
+  readonly bytes: Uint8Array;
+  readonly records: (LockRecord | null)[];
+  constructor(readonly count: number) {
+    this.bytes = new Uint8Array(count * RECORD_SIZE);
+    this.records = new Array<LockRecord | null>(count).fill(null);
+  }
+
+  /** A sector, or as much of it as landed. */
+  put(index: number, bytes: Uint8Array): void {
+    this.bytes.set(bytes, index * RECORD_SIZE);
+    const sector = this.bytes.subarray(index * RECORD_SIZE, (index + 1) * RECORD_SIZE);
+    try {
+      this.records[index] = decodeLockRecord(sector, RECORD_SIZE, VOLUME);
+    } catch (error) {
+      if (!(error instanceof DiskFormatError)) throw error;
+      this.records[index] = null;
+    }
+  }
+
+  /** What the records of an epoch say about a lock. */
+  modeOf(owner: number, lockId: bigint, epoch: bigint): number {
+    let latest: LockRecord | null = null;
+    for (const record of this.records) {
+      if (record?.owner !== owner || record.lockId !== lockId || record.epoch !== epoch) continue;
+      if (latest === null || latest.sequence < record.sequence) latest = record;
+    }
+    return latest?.mode ?? 0;
+  }
+}
+
 /** The shared disk: lockstate's header copies and heartbeat slots, as bytes through the real codecs. */
 export class SharedDisk {
   lockstate = false;
+  readonly locks = new LockArea(1024);
   #headers: [Uint8Array, Uint8Array] = [new Uint8Array(4096), new Uint8Array(4096)];
   /** What the bytes of each slot decode to: decoded once, when written. */
   #journals: (JournalRecord | null)[] = new Array<JournalRecord | null>(64).fill(null);

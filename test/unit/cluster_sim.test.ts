@@ -6,6 +6,7 @@
 import { test } from "uvu";
 import * as assert from "uvu/assert";
 import type { Mistake } from "../../src/cluster/state.js";
+import type { PersistMistake } from "../../src/disk/lock_persister.js";
 import { runSeed } from "../sim/scenario.js";
 
 const SEEDS = 150;
@@ -43,6 +44,12 @@ const PLANTED: readonly (readonly [Mistake, RegExp, number])[] = [
   ["takeover-without-resend", /rule 10/, 1],
   ["solo-in-company", /rule 3: .* grants itself/, 1],
 ];
+const PLANTED_PERSISTING: readonly (readonly [PersistMistake, RegExp, number])[] = [
+  ["tell-before-persist", /rule 11: .* tells/, 1],
+  ["tell-after-failed-write", /rule 11: .* tells/, 1],
+  ["rebuild-without-records", /rule 11: view .* is committed/, 1],
+  ["write-after-freeze", /rule 11: .* writes lock record/, 40],
+];
 /** Most seeds that are tried for one mistake. */
 const PLANTED_SEEDS_MAX = 300;
 
@@ -51,6 +58,21 @@ for (const [mistake, expected, from] of PLANTED) {
     const found: string[] = [];
     for (let seed = from; seed < from + PLANTED_SEEDS_MAX; seed++) {
       const report = await runSeed(seed, { mistakes: new Set([mistake]) });
+      if (report.violation === null) continue;
+      found.push(report.violation);
+      if (expected.test(report.violation)) return;
+    }
+    assert.unreachable(
+      `not seen in ${PLANTED_SEEDS_MAX} seeds; seen instead: ${found.slice(0, 3).join(" | ") || "nothing"}`,
+    );
+  });
+}
+
+for (const [mistake, expected, from] of PLANTED_PERSISTING) {
+  test(`the simulation sees lock records with the mistake "${mistake}"`, async () => {
+    const found: string[] = [];
+    for (let seed = from; seed < from + PLANTED_SEEDS_MAX; seed++) {
+      const report = await runSeed(seed, { persistMistakes: new Set([mistake]) });
       if (report.violation === null) continue;
       found.push(report.violation);
       if (expected.test(report.violation)) return;

@@ -33,6 +33,7 @@ address = host.example
 port = 9000
 [volume data]
 device = /dev/sdb
+persist = all
 [timing]
 heartbeat_ms = 500
 renew_ms = 500
@@ -52,7 +53,7 @@ syslog = no
     { address: "10.0.0.2", port: 7700 },
     { address: "host.example", port: 9000 },
   ]);
-  assert.equal(config.volumes, [{ name: "data", device: "/dev/sdb" }]);
+  assert.equal(config.volumes, [{ name: "data", device: "/dev/sdb", persist: "all" }]);
   assert.is(config.timing.leaseMs, 1500);
   assert.is(config.timing.startupMs, CONFIG_DEFAULT.timing.startupMs);
   assert.equal(config.logging, { level: "debug", file: null, syslog: false });

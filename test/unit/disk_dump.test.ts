@@ -122,6 +122,7 @@ test("the dump shows header, heartbeats, journal slots and granted locks, and no
     resource: { volume: id, ino: 133n, offset: 0n, ag: 0, type: MXFS_RES_INODE },
     lockId: 0x10n,
     owner: 0xaa,
+    ownerIncarnation: 3,
     mode: 5,
     writer: 0xbb,
     writerIncarnation: 8,

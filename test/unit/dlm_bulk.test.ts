@@ -32,6 +32,7 @@ function bed(locksMin: number, load?: BulkOptions["load"]): Bed {
     self: 1,
     words: new NodeWords(new SharedArrayBuffer(NodeWords.BYTES)),
     kernel: null,
+    toRecords: null,
     sendFrames: (frames) => {
       for (const { node, type, body } of frames) {
         assert.is(node, 2);

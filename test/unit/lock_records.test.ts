@@ -34,6 +34,7 @@ function record(change: Partial<LockRecord> = {}): LockRecord {
     resource: { volume: VOLUME, ino: 0x1_0000_0001n, offset: 4096n, ag: 0, type: 1 },
     lockId: (1n << 60n) | 12n,
     owner: 0xfffffffe,
+    ownerIncarnation: 4,
     mode: 5,
     writer: WRITER.node,
     writerIncarnation: WRITER.incarnation,
@@ -46,6 +47,7 @@ function lockOf(n: number, mode: number, owner = 1): PersistedLock {
     resource: { volume: VOLUME, ino: BigInt(n), offset: 0n, ag: 0, type: 1 },
     lockId: BigInt(n),
     owner,
+    ownerIncarnation: 1,
     mode,
   };
 }

@@ -27,6 +27,11 @@ export function fenceSelf(state: ClusterState, why: string): void {
       error: String(error),
     });
   });
+  state.ports.locks.freezeRecords().catch((error: unknown) => {
+    state.log("error", "the lock records could not be stopped; the target refuses them anyway", {
+      error: String(error),
+    });
+  });
   for (const node of [...state.connected.keys()]) state.ports.net.disconnect(node);
   state.connected.clear();
 }

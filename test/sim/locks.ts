@@ -357,6 +357,8 @@ export class LockService {
     const { host, daemon } = this;
     const { cluster } = host;
     const { lockRandom: random, time } = cluster;
+    // A process that is gone writes nothing more.
+    if (!daemon.alive) return await new Promise<never>(() => undefined);
     const write = { landed: false, pieces };
     this.#underWay.add(write);
     await time.sleep(random.chance(0.03) ? random.int(40, 90) : random.int(1, 15));

@@ -4,7 +4,8 @@
 // read without what people need.
 
 import { spawnSync } from "node:child_process";
-import { readdirSync, readFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { Script } from "node:vm";
@@ -66,6 +67,33 @@ test("the kernel's form gives the options that it names", () => {
     { address: "10.0.0.2", port: 7 },
     { address: "10.0.0.3", port: 7700 },
   ]);
+});
+
+test("persist= is writing unless said, by the mount or by its volume's section; anything else is refused, none too", () => {
+  const of = (...words: string[]): string => {
+    const given = kernelForm([...KERNEL, ...words]);
+    assert.ok(given);
+    return resolveOptions(given).persist;
+  };
+  assert.is(of(), "writing");
+  assert.is(of("--persist", "all"), "all");
+  for (const word of ["none", "some", ""]) {
+    assert.throws(() => of(`--persist=${word}`), /--persist .*: expected writing .* or all/);
+  }
+  const folder = mkdtempSync(join(tmpdir(), "mxfs-persist-"));
+  try {
+    const file = join(folder, "mxfs.conf");
+    writeFileSync(
+      file,
+      "[volume data]\ndevice = /dev/sdx\npersist = all\n[volume more]\ndevice = /dev/sdy\n",
+    );
+    assert.is(of("--config", file), "all");
+    assert.is(of("--config", file, "--persist", "writing"), "writing");
+    writeFileSync(file, "[volume data]\ndevice = /dev/sdx\npersist = none\n");
+    assert.throws(() => of("--config", file), /mxfs.conf:3: .*expected writing .* or all/);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
 });
 
 test("what is no kernel's form is left to the other one; what is wrong in it is said", () => {

@@ -16,6 +16,8 @@ const EVICTION_MS = 90_000;
 /** The fewest that can be made: 4 chunks, so that two nodes have 2 each, of which 384 records are slots. */
 const FEW = 1024;
 const SLOTS_OF_FEW = 768;
+/** Held by a client, of these. */
+const HELD = 690;
 
 const suite = new Suite("mxfs-persist", { mounted: false, nodes: 2 });
 
@@ -160,25 +162,33 @@ suite.proves(
   async () => {
     const { lab, volume } = suite;
     await mountTwo();
-    // Every file that is written has a lock in EX, cached: far more than there are slots.
-    await lab.run(
-      2,
-      `mkdir ${MOUNTPOINT}/many && cd ${MOUNTPOINT}/many && for i in $(seq 1 ${SLOTS_OF_FEW + 300}); do echo $i >$i || exit 1; done`,
-      { timeoutMs: 400_000 },
-    );
-    assert.is(await lab.run(1, `ls ${MOUNTPOINT}/many | wc -l`), `${SLOTS_OF_FEW + 300}\n`);
-    for (const node of [1, 2]) {
-      const { capacity, recorded } = await records(node);
-      assert.is(capacity, SLOTS_OF_FEW / 2);
-      assert.ok(Number(recorded) <= SLOTS_OF_FEW / 2);
-    }
-    // Clients' locks cannot be taken back.
-    const script = `(for i in $(seq 1 ${SLOTS_OF_FEW + 50}); do echo "lock full-$i EX"; done; echo quit) | mxfs_lock session`;
-    const { stdout } = await lab.exec(2, script, { timeoutMs: 400_000 });
+    // Clients' locks cannot be taken back: they leave little room.
+    const take = (name: string, count: number): string =>
+      `for i in $(seq 1 ${count}); do echo "lock ${name}-$i EX"; done`;
+    const holding = volume.hold(2, ["sh", "-c", `(${take("held", HELD)}; cat) | mxfs_lock session`]);
+    const states = await until("the client has its locks", 300_000, async () => {
+      const both = await Promise.all([1, 2].map(records));
+      return both.reduce((sum, state) => sum + Number(state.recorded), 0) >= HELD ? both : undefined;
+    });
+    for (const { capacity } of states) assert.is(capacity, SLOTS_OF_FEW / 2);
+    // Every file that is written has a lock in EX, cached.
+    const files = SLOTS_OF_FEW - HELD + 60;
+    const write = `mkdir ${MOUNTPOINT}/many && cd ${MOUNTPOINT}/many && for i in $(seq 1 ${files}); do echo $i >$i || exit 1; done`;
+    await lab.run(2, write, { timeoutMs: 300_000 });
+    assert.is(await lab.run(1, `ls ${MOUNTPOINT}/many | wc -l`, { timeoutMs: WAIT_MS }), `${files}\n`);
+    const after = await Promise.all([1, 2].map(records));
+    assert.ok(after.some((state) => Number(state.recalls) > 0));
+    assert.ok(after.every((state) => Number(state.recorded) <= SLOTS_OF_FEW / 2));
+    // More than there is room for.
+    const wanted = SLOTS_OF_FEW - HELD + 40;
+    const { stdout } = await lab.exec(2, `(${take("more", wanted)}; echo quit) | mxfs_lock session`, {
+      timeoutMs: 300_000,
+    });
     const refused = stdout.split("\n").filter((line) => line.startsWith("error"));
-    assert.ok(refused.length >= 50, `only ${refused.length} of ${SLOTS_OF_FEW + 50} were refused`);
+    assert.ok(refused.length >= 40, `only ${refused.length} of ${wanted} were refused`);
     assert.match(refused[0] ?? "", /^error ENOLCK .*no room for it/);
     assert.match(await volume.daemonLog(1, 400), /refused with ENOLCK: there is no lock record/);
+    await holding.letGo();
     await lab.run(2, `mxfs_lock lock afterwards EX -- true`, { timeoutMs: WAIT_MS });
     await lab.run(2, `echo more >${MOUNTPOINT}/more`, { timeoutMs: WAIT_MS });
     await volume.umountAll();

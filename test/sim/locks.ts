@@ -396,6 +396,8 @@ export class LockService {
   /** Rule 11 b. */
   private checkOwner(place: number): void {
     const { host } = this;
+    // Who takes over without a header deals anew, and the survivors write on until they are asked to stop.
+    if (host.cluster.disk.wasDamaged) return;
     const header = host.cluster.disk.header();
     const owner = (header?.chunkOwners[Math.floor(place / MXFS_DISK_LOCK_CHUNK_RECORDS)] ?? 0) - 1;
     const member = header?.members.find((m) => m.slot === owner && m.state === HEADER_MEMBER_STATE.ACTIVE);

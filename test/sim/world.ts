@@ -217,6 +217,8 @@ export class LockArea {
 /** The shared disk: lockstate's header copies and heartbeat slots, as bytes through the real codecs. */
 export class SharedDisk {
   lockstate = false;
+  /** At any time. */
+  wasDamaged = false;
   readonly locks = new LockArea(1024);
   #headers: [Uint8Array, Uint8Array] = [new Uint8Array(4096), new Uint8Array(4096)];
   /** What the bytes of each slot decode to: decoded once, when written. */
@@ -248,6 +250,7 @@ export class SharedDisk {
   }
   /** Both copies of the header are overwritten with garbage, and all heartbeats. */
   damage(): void {
+    this.wasDamaged = true;
     this.#headers = [new Uint8Array(4096).fill(0x41), new Uint8Array(4096).fill(0x42)];
     this.#slots = this.#slots.map(() => null);
   }

@@ -2,6 +2,7 @@
 //
 // One visit to one file system: everything that is wanted of its columns, measured once. Where a figure cannot be
 // had its cell gets the reason, and the next one is tried; when a command hangs, or a guest is gone, the visit is over.
+// It begins no further row after the time that a visit has.
 //
 // Before jobs that are called cold the page caches, dentries and inodes of both nodes are dropped.
 //
@@ -12,7 +13,7 @@ import { ExecError, GuestGoneError, type Lab, LabError, type NodeName, PROJECT_D
 import { MOUNTPOINT } from "../lab/volume.js";
 import { type FioJob, parseFio } from "./fio.js";
 import { LoadError, rateOf, runLoad } from "./load.js";
-import { addError, addSample, type PerfResult, type Settings } from "./result.js";
+import { addError, addSample, NOT_TRIED, type PerfResult, type Settings } from "./result.js";
 import {
   type Column,
   columnsOf,
@@ -60,14 +61,18 @@ export class Visit {
   readonly #wanted: ReadonlySet<string>;
   readonly #result: PerfResult;
   readonly #say: (line: string) => void;
+  readonly #deadline: number;
 
+  /** @param visitMs after this time no further row is begun. */
   constructor(
     lab: Lab,
     system: SystemKey,
     wanted: ReadonlySet<string>,
     result: PerfResult,
+    visitMs: number,
     say: (line: string) => void,
   ) {
+    this.#deadline = Date.now() + visitMs;
     this.#lab = lab;
     this.#system = system;
     this.#settings = result.settings;
@@ -92,17 +97,21 @@ export class Visit {
       for (const row of rows) left.delete(`${row} ${column}`);
     };
     try {
-      for (const column of columnsOf("one").filter((it) => it.system === this.#system)) {
-        await this.#fioJobs(column, `${MOUNTPOINT}/${column.key}`, "", done);
-        await this.#meta(column, `${MOUNTPOINT}/${column.key}-meta`, "", false, done);
-      }
-      for (const column of columnsOf("both").filter((it) => it.system === this.#system)) {
-        await this.#fioJobs(column, `${MOUNTPOINT}/both`, "both-", done);
-        await this.#meta(column, `${MOUNTPOINT}/both-meta`, "both-", false, done);
-        await this.#meta(column, `${MOUNTPOINT}/shared-meta`, "shared-", true, done);
+      const ones = columnsOf("one").filter((it) => it.system === this.#system);
+      const boths = columnsOf("both").filter((it) => it.system === this.#system);
+      for (const column of boths) {
         await this.#turns(column, done);
         await this.#coldStat(column, done);
       }
+      for (const column of ones) {
+        await this.#meta(column, `${MOUNTPOINT}/${column.key}-meta`, "", false, done);
+      }
+      for (const column of boths) {
+        await this.#meta(column, `${MOUNTPOINT}/both-meta`, "both-", false, done);
+        await this.#meta(column, `${MOUNTPOINT}/shared-meta`, "shared-", true, done);
+      }
+      for (const column of ones) await this.#fioJobs(column, `${MOUNTPOINT}/${column.key}`, "", done);
+      for (const column of boths) await this.#fioJobs(column, `${MOUNTPOINT}/both`, "both-", done);
     } catch (error) {
       if (!(error instanceof StuckError)) throw error;
       for (const cell of left) {
@@ -119,7 +128,19 @@ export class Visit {
     column: Column,
     done: (rows: readonly string[], column: string) => void,
     body: () => Promise<ReadonlyMap<string, number>>,
-  ): Promise<boolean> {
+  ): Promise<void> {
+    if (Date.now() > this.#deadline) {
+      for (const row of rows.filter((it) => this.#wanted.has(it))) {
+        addError(
+          this.#result,
+          row,
+          column.key,
+          `${NOT_TRIED} the time for one visit was over (--visit-minutes)`,
+        );
+      }
+      done(rows, column.key);
+      return;
+    }
     try {
       const found = await body();
       for (const row of rows) {
@@ -129,7 +150,6 @@ export class Visit {
         this.#say(`  ${row} on ${column.title}: ${figure(value)}`);
       }
       done(rows, column.key);
-      return true;
     } catch (error) {
       const why = message(error);
       this.#say(`${rows.join(", ")} on ${column.title}: ${why}`);
@@ -139,7 +159,6 @@ export class Visit {
         addError(this.#result, row, column.key, why);
       }
       done(rows, column.key);
-      return false;
     }
   }
 

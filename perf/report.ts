@@ -8,7 +8,7 @@
 // the numbers tell them apart.
 
 import { goalLines } from "./goals.js";
-import { cellSummary, failures, findCell, type PerfResult, rawRatio, rowsOf } from "./result.js";
+import { cellSummary, failures, findCell, hasFailed, type PerfResult, rawRatio, rowsOf } from "./result.js";
 import { type Column, type Row, SECTIONS, type Section } from "./rows.js";
 import { figure, ratioText } from "./stats.js";
 import { headLines } from "./table.js";
@@ -59,7 +59,7 @@ function absence(result: PerfResult, row: Row, column: Column): string {
   if (result.systems.find((it) => it.key === column.system)?.reason != null) {
     return "not run";
   }
-  return (findCell(result, row.key, column.key)?.errors.length ?? 0) > 0 ? "failed" : "not measured";
+  return hasFailed(findCell(result, row.key, column.key)) ? "failed" : "not measured";
 }
 
 /** The plot of one row. */

@@ -64,6 +64,14 @@ export interface PerfResult {
   readonly notes: string[];
 }
 
+/** How an error begins that says that a figure was not even tried for lack of time. */
+export const NOT_TRIED = "not tried:";
+
+/** Whether something went wrong with a cell. */
+export function hasFailed(cell: Cell | null): boolean {
+  return cell?.errors.some((it) => !it.startsWith(NOT_TRIED)) ?? false;
+}
+
 export function findCell(result: PerfResult, rowKey: string, column: string): Cell | null {
   return result.cells.find((it) => it.row === rowKey && it.column === column) ?? null;
 }

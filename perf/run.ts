@@ -34,6 +34,7 @@ import { StuckError, Visit } from "./measure.js";
 import { reportPage } from "./report.js";
 import {
   addError,
+  hasFailed,
   mergeResult,
   type PerfResult,
   parseResult,
@@ -113,6 +114,7 @@ async function visit(
   key: SystemKey,
   wanted: ReadonlySet<string>,
   result: PerfResult,
+  visitMs: number,
   isLast: boolean,
 ): Promise<void> {
   const { volume } = stage;
@@ -137,7 +139,7 @@ async function visit(
   if (state !== undefined) state.reason = null;
   let stuck = false;
   try {
-    await new Visit(volume.lab, key, wanted, result, say).run();
+    await new Visit(volume.lab, key, wanted, result, visitMs, say).run();
   } catch (error) {
     if (!(error instanceof StuckError)) throw error;
     stuck = true;
@@ -149,6 +151,7 @@ async function visit(
 }
 
 interface Plan {
+  readonly visitMs: number;
   readonly settings: Settings;
   readonly wanted: ReadonlySet<string>;
   readonly systems: readonly SystemKey[];
@@ -178,7 +181,7 @@ async function measureAll(plan: Plan): Promise<PerfResult> {
     for (const [i, key] of visits.entries()) {
       const minutes = (Date.now() - began) / 60_000;
       say(`${minutes.toFixed(1)} min: visit ${i + 1} of ${visits.length}: ${key}`);
-      await visit(stage, key, wanted, result, i === visits.length - 1);
+      await visit(stage, key, wanted, result, plan.visitMs, i === visits.length - 1);
       result.minutes = earlierMinutes + (Date.now() - began) / 60_000;
       writeWhole(plan.json, `${JSON.stringify(result, null, 1)}\n`);
       writeWhole(plan.html, reportPage(result));
@@ -191,7 +194,7 @@ async function measureAll(plan: Plan): Promise<PerfResult> {
 
 function isUnwell(result: PerfResult): boolean {
   const ours = result.cells.some(
-    (it) => ["raw", "holder", "member", "mxfs"].includes(it.column) && it.errors.length > 0,
+    (it) => ["raw", "holder", "member", "mxfs"].includes(it.column) && hasFailed(it),
   );
   const unfit = result.systems.some((it) => (it.key === "raw" || it.key === "mxfs") && it.reason !== null);
   return ours || unfit || result.notes.some((it) => it.startsWith("kernel log"));
@@ -220,6 +223,10 @@ async function main(): Promise<number> {
     .option("files", { type: "number", describe: "files of the metadata loads, for each node, up to 100000" })
     .option("file-mib", { type: "number", describe: "size of fio's file" })
     .option("seconds", { type: "number", describe: "limit of a job; 0: none (metadata loads only)" })
+    .option("visit-minutes", {
+      type: "number",
+      describe: "begin no row after this time in a visit (quick: 4)",
+    })
     .option("json", { type: "string", default: ".lab/perf.json", describe: "where the figures go" })
     .option("html", { type: "string", describe: "where the report goes (beside the figures)" })
     .option("add", { type: "boolean", default: false, describe: "add the rounds to those in the JSON file" })
@@ -255,6 +262,7 @@ async function main(): Promise<number> {
     files: limited("files", argv.files ?? size.files, 1, 100_000),
     seconds: limited("seconds", argv.seconds ?? size.seconds, 0, 3600),
   };
+  const visitMs = 60_000 * limited("visit-minutes", argv.visitMinutes ?? (argv.quick ? 4 : 600), 1, 600);
   const wanted = selectRows(argv.only);
   const systems = selectSystems(argv.systems);
   // Before hours of work: is what is asked for to be had?
@@ -266,7 +274,7 @@ async function main(): Promise<number> {
   } else {
     const html = argv.html ?? argv.json.replace(/(\.json)?$/, ".html");
     const earlier = argv.add && existsSync(argv.json) ? readResult(argv.json) : null;
-    result = await measureAll({ settings, wanted, systems, json: argv.json, html, earlier });
+    result = await measureAll({ settings, visitMs, wanted, systems, json: argv.json, html, earlier });
     process.stdout.write(`${terminalTable(result)}\n`);
     say(`\nall figures: ${argv.json}\nreport: ${html}`);
   }

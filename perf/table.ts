@@ -4,7 +4,7 @@
 // behind each figure its ratio to raw XFS, where there is one.
 
 import { goalLines } from "./goals.js";
-import { cellSummary, failures, findCell, type PerfResult, rawRatio, rowsOf } from "./result.js";
+import { cellSummary, failures, findCell, hasFailed, type PerfResult, rawRatio, rowsOf } from "./result.js";
 import { type Column, type Row, SECTIONS, type Section } from "./rows.js";
 import { figure, ratioText } from "./stats.js";
 
@@ -21,7 +21,7 @@ function cellText(result: PerfResult, row: Row, column: Column): [value: string,
   const system = result.systems.find((it) => it.key === column.system);
   const summary = cellSummary(result, row.key, column.key);
   if (summary === null) {
-    const failed = (findCell(result, row.key, column.key)?.errors.length ?? 0) > 0;
+    const failed = hasFailed(findCell(result, row.key, column.key));
     return [failed ? "failed" : system?.reason != null ? "not run" : "-", ""];
   }
   const byRaw = column.key === "raw" || row.base === null ? null : rawRatio(result, row.key, column.key);

@@ -15,6 +15,7 @@ import {
   cellSummary,
   failures,
   mergeResult,
+  NOT_TRIED,
   type PerfResult,
   parseResult,
   RESULT_FORMAT,
@@ -220,6 +221,15 @@ test("a file system that did not run stays in the table, with its reason below; 
   assert.match(reportPage(result), /ocfs2: not run: packages cannot be fetched/);
   assert.match(reportPage(result), />not run</);
   assert.match(reportPage(result), />failed</);
+});
+
+test("a row that there was no time for has not failed, and is named", () => {
+  const result = emptyResult();
+  addSample(result, "stat", "raw", 100);
+  addError(result, "stat", "gfs2", `${NOT_TRIED} the time was over`);
+  assert.match(terminalTable(result), /^stat, warm +files\/s +100( +-){5}$/m);
+  assert.match(terminalTable(result), /^ {2}stat on gfs2: not tried: the time was over$/m);
+  assert.not.match(reportPage(result), />failed</);
 });
 
 test("what changed beyond its scatter is told, larger changes first, and whether it is better", () => {

@@ -23,10 +23,13 @@
  *	mxfs_cache.c    invalidation of inodes (demote call-backs of the INODE lock)
  *	mxfs_lower.c    the internal XFS mount, .mxfs/lockstate
  *	mxfs_local.c    back end over the lower XFS
+ *	mxfs_blocks.c   its block maps: where a member may read and write on the disk
  *	mxfs_remote.c   back end that sends fsops
  *	mxfs_exec.c     executor on the holder, reply cache, lock owner bookkeeping
  *	mxfs_fsop.c     encoding and decoding of fsops
  *	mxfs_inode.c mxfs_dir.c mxfs_file.c mxfs_aops.c mxfs_xattr.c mxfs_flock.c   VFS operations
+ *	mxfs_map.c      a member's block maps, and what is to be committed
+ *	mxfs_direct.c   pages and O_DIRECT straight from and to the disk
  */
 #ifndef MXFS_KERNEL_H
 #define MXFS_KERNEL_H
@@ -306,6 +309,11 @@ int mxfs_lower_sync(struct mxfs_sb_info *sbi);
 int mxfs_lower_commit(struct mxfs_sb_info *sbi);
 /* At the end of a mount as holder: removes what was left parked, as far as nobody has it open. Not inside the gate. */
 void mxfs_lower_sweep_orphans(struct mxfs_sb_info *sbi);
+/* mxfs_blocks.c: the lower page cache of a file is written out and empty: members may change the data on the disk. */
+int mxfs_lower_pages_drop(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh);
+/* O_DIRECT on the holder: bytes or -errno. */
+ssize_t mxfs_local_direct(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64 pos, struct iov_iter *iter, bool write,
+			  struct mxfs_attr *attr);
 void mxfs_lower_shutdown(struct mxfs_sb_info *sbi); /* XFS_IOC_GOINGDOWN, no log flush */
 
 /* ---------------------------------------------------------------- back ends (mxfs_local.c, mxfs_remote.c) */
@@ -378,6 +386,20 @@ struct mxfs_backend {
 	int (*removexattr)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, const char *name, struct mxfs_attr *attr);
 	int (*fallocate)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, int mode, u64 pos, u64 len,
 			 struct mxfs_attr *attr);
+	/*
+	 * Where the blocks of [pos, pos + len) are: at most `*count` extents from one that has pos in it, in rising order without
+	 * gaps; *block: the block size. MXFS_MAP_WRITE gives blocks to holes, for `need` bytes at least (or -ENOSPC, -EDQUOT): the
+	 * allocation is durable when this returns on a member. -ENXIO: this file is not to be mapped.
+	 */
+	int (*map)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64 pos, u64 len, u64 need, u32 flags,
+		   struct mxfs_wire_extent *extents, u32 *count, u32 *block);
+	/* Written by map: the ranges are valid data from now on, the size is at least `size`, mtime as told. */
+	int (*commit)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, const struct mxfs_wire_range *ranges, u32 count,
+		      u64 size, const struct timespec64 *mtime, struct mxfs_attr *attr);
+	/* MXFS_COPY_*: bytes done or -errno. `attr`: of `to`. */
+	ssize_t (*copy)(struct mxfs_sb_info *sbi, const struct mxfs_fh *from, u64 from_pos, const struct mxfs_fh *to,
+			u64 to_pos, u64 len, u32 flags, struct mxfs_attr *attr);
+	loff_t (*seek)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64 pos, int whence);
 	int (*reap)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh);
 	/* flock and fcntl, decided on the holder. wait: blocks killably (outside the gate: the back end leaves it
 	 * around the wait and enters again). */
@@ -479,6 +501,12 @@ struct mxfs_sb_info {
 	const struct mxfs_backend *be; /* swapped under a shut gate */
 
 	struct block_device *bdev;     /* claimed exclusively while this node is a member */
+	/* mxfs_map.c: one reference for each use of the disk by a map; dead while the disk is not to be used */
+	struct percpu_ref io;
+	wait_queue_head_t io_wait;
+	atomic64_t map_epoch;	       /* maps of an earlier one are void */
+	unsigned long direct_off;      /* jiffies until which data goes through the holder, after an error of the disk; 0: never */
+	bool direct_told, block_told;  /* said once */
 	struct vfsmount *lower_mnt;    /* while this node is the holder */
 	struct mxfs_lower *lower;
 	struct mxfs_lockspace *ls;
@@ -522,6 +550,13 @@ enum mxfs_counter {
 	MXFS_COUNT_LOCK_BATCH,	  /* messages with requests, conversions or releases */
 	MXFS_COUNT_LOCK_ITEM,	  /* requests, conversions and releases in them */
 	MXFS_COUNT_CACHE_EVICTED, /* unused locks given up because there were too many, or memory was short */
+	MXFS_COUNT_MAP_ASK,
+	MXFS_COUNT_MAP_COMMIT,
+	MXFS_COUNT_DISK_READ,	/* 4 KiB pages, or direct I/O operations, straight from the disk */
+	MXFS_COUNT_DISK_WRITE,
+	MXFS_COUNT_HOLDER_READ,	/* the same through the holder */
+	MXFS_COUNT_HOLDER_WRITE,
+	MXFS_COUNT_DISK_ERROR,	/* errors of the disk, after which the holder was asked */
 	MXFS_COUNT_MAX,
 };
 extern const char *const mxfs_counter_names[MXFS_COUNT_MAX]; /* mxfs_main.c */
@@ -555,6 +590,14 @@ unsigned int mxfs_super_patience_ms(struct mxfs_sb_info *sbi);
 void mxfs_super_daemon_stuck(struct mxfs_sb_info *sbi);
 void mxfs_super_unmount_done(struct mxfs_sb_info *sbi, int error);
 void mxfs_super_view(struct mxfs_sb_info *sbi, u64 epoch, u32 holder, bool resend, bool solo);
+
+/* mxfs_map.c: use of the disk by maps. stop: nobody uses it any more when this returns, maps are void; start: again. */
+int mxfs_maps_init(struct mxfs_sb_info *sbi);
+void mxfs_maps_destroy(struct mxfs_sb_info *sbi);
+void mxfs_maps_start(struct mxfs_sb_info *sbi);
+void mxfs_maps_stop(struct mxfs_sb_info *sbi);
+int mxfs_direct_init(void);
+void mxfs_direct_exit(void);
 
 /* mxfs_flock.c: tells a new holder what locks this node's processes have. Before the gates are open again. */
 void mxfs_flock_reclaim(struct mxfs_sb_info *sbi);

@@ -7,51 +7,58 @@
  * page is written). The gate is entered in here, around each call of the back end, with folios locked or
  * under write-back; so nobody inside the gate may wait for a folio of mxfs.
  *
- * Pages travel in runs of neighbours of at most MXFS_FSOP_DATA_MAX bytes. Write-back marks a run and unlocks it before
- * it waits for the gate. What could not be sent because the sender was killed or out of memory stays
+ * On a member pages go straight from and to the disk where that is possible (mxfs_direct.c), asynchronously; the others travel
+ * in runs of neighbours of at most MXFS_FSOP_DATA_MAX bytes, through the holder on a member, through the lower file on the holder.
+ * Write-back marks a run and unlocks it before it waits for the gate. What could not be sent because the sender was killed or out of memory stays
  * dirty; any other error is kept in the mapping and reported by fsync and close.
  *
  * Known weakness: a member's buffered write reserves no space; that the volume is full comes out at write-out, and is
- * told by fsync and close, as with NFS. Runs of one file are written one after the other. On the holder mapped
+ * told by fsync and close, as with NFS. What goes through the holder goes one run after the other. On the holder mapped
  * pages exist twice, here and in the lower page cache.
  */
 #include <linux/backing-dev.h>
+#include <linux/blkdev.h>
 #include <linux/bvec.h>
 #include <linux/highmem.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
+#include <linux/ratelimit.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
+#include <linux/slab.h>
 #include <linux/writeback.h>
 
 #include "mxfs_vfs.h"
 
-#define MXFS_RUN_PAGES (MXFS_FSOP_DATA_MAX / PAGE_SIZE)
+#define MXFS_PART_PAGES (MXFS_FSOP_DATA_MAX / PAGE_SIZE) /* of what goes through the back end at once */
+#define MXFS_RUN_PAGES 256
 
 /* ------------------------------------------------------------------ reading */
 
-/* Locked neighbours; uptodate afterwards, zeros behind the end of the lower file. */
-static int mxfs_pages_read(struct inode *inode, struct page **pages, unsigned int count)
+/* Locked neighbours, by the back end, inside the gate; uptodate afterwards, zeros behind the end of the lower file. */
+static int mxfs_pages_fetch(struct inode *inode, struct page **pages, unsigned int count)
 {
 	struct mxfs_sb_info *sbi = mxfs_inode_sbi(inode);
-	struct bio_vec bv[MXFS_RUN_PAGES];
+	struct bio_vec bv[MXFS_PART_PAGES];
 	size_t len = (size_t)count * PAGE_SIZE, from;
 	struct iov_iter iter;
 	unsigned int i;
 	ssize_t done;
-	int err;
 
 	for (i = 0; i < count; i++) {
 		bv[i].bv_page = pages[i];
 		bv[i].bv_offset = 0;
 		bv[i].bv_len = PAGE_SIZE;
 	}
+	/* What this node has written to the disk itself the lower XFS does not know of yet. */
+	done = mxfs_map_commit_gated(inode, NULL);
+	if (done >= 0)
+		done = mxfs_lower_fresh(inode);
+	if (done < 0)
+		return done;
 	iov_iter_bvec(&iter, READ, bv, count, len);
-	err = mxfs_gate_enter(sbi);
-	if (err)
-		return err;
+	mxfs_count_add(sbi, MXFS_COUNT_HOLDER_READ, count);
 	done = sbi->be->read(sbi, &MXFS_I(inode)->fh, page_offset(pages[0]), &iter);
-	mxfs_gate_leave(sbi);
 	if (done < 0)
 		return done;
 	for (i = 0; i < count; i++) {
@@ -64,31 +71,68 @@ static int mxfs_pages_read(struct inode *inode, struct page **pages, unsigned in
 	return 0;
 }
 
-static int mxfs_read_folio(struct file *file, struct folio *folio)
+/* One locked page, which stays locked. */
+static int mxfs_page_read(struct inode *inode, struct page *page)
 {
-	struct page *page = &folio->page;
+	struct mxfs_sb_info *sbi = mxfs_inode_sbi(inode);
 	int err;
 
-	err = mxfs_pages_read(folio->mapping->host, &page, 1);
+	err = mxfs_gate_enter(sbi);
+	if (err)
+		return err;
+	err = mxfs_direct_read_wait(inode, page);
+	if (err && err != -EINTR && err != -ERESTARTSYS)
+		err = mxfs_pages_fetch(inode, &page, 1);
+	mxfs_gate_leave(sbi);
+	return err;
+}
+
+static int mxfs_read_folio(struct file *file, struct folio *folio)
+{
+	int err = mxfs_page_read(folio->mapping->host, &folio->page);
+
 	folio_unlock(folio);
 	return err;
+}
+
+static void mxfs_pages_release(struct page **pages, unsigned int count)
+{
+	while (count--)
+		unlock_page(*pages++);
 }
 
 /* Failed pages are left for read_folio, which has somebody to tell. */
 static void mxfs_readahead(struct readahead_control *rac)
 {
-	struct page *pages[MXFS_RUN_PAGES];
+	struct inode *inode = rac->mapping->host;
+	struct mxfs_sb_info *sbi = mxfs_inode_sbi(inode);
+	struct mxfs_reader reader = { .inode = inode };
+	struct page *pages[MXFS_PART_PAGES];
 	unsigned int count, i;
-	int err = 0;
+	u64 ahead;
 
-	while ((count = readahead_page_batch(rac, pages))) {
-		if (!err)
-			err = mxfs_pages_read(rac->mapping->host, pages, count);
-		for (i = 0; i < count; i++) {
-			unlock_page(pages[i]);
+	if (mxfs_gate_enter(sbi))
+		return; /* the VFS unlocks them */
+	for (;;) {
+		ahead = readahead_length(rac);
+		count = readahead_page_batch(rac, pages);
+		if (!count)
+			break;
+		/* Locked: they stay in the page cache, and the inode with them. */
+		for (i = 0; i < count; i++)
 			put_page(pages[i]);
+		for (i = 0; i < count; i++) {
+			if (mxfs_direct_read_page(&reader, pages[i], ahead - (u64)i * PAGE_SIZE))
+				break;
+		}
+		if (i < count) {
+			mxfs_direct_read_end(&reader);
+			mxfs_pages_fetch(inode, pages + i, count - i);
+			mxfs_pages_release(pages + i, count - i);
 		}
 	}
+	mxfs_direct_read_end(&reader);
+	mxfs_gate_leave(sbi);
 }
 
 /* ------------------------------------------------------------------ writing into pages */
@@ -122,7 +166,7 @@ static int mxfs_page_prepare(struct inode *inode, struct page *page, unsigned in
 		zero_user_segments(page, 0, offset, offset + bytes, PAGE_SIZE);
 		return 0;
 	}
-	return mxfs_pages_read(inode, &page, 1);
+	return mxfs_page_read(inode, page);
 }
 
 /*
@@ -190,12 +234,13 @@ ssize_t mxfs_pages_write(struct inode *inode, loff_t pos, struct iov_iter *from)
 
 /* ------------------------------------------------------------------ write-back */
 
-struct mxfs_run { /* neighbours, all under write-back */
+struct mxfs_run { /* neighbours, all under write-back; the last may end inside its page */
 	struct inode *inode;
-	struct bio_vec bv[MXFS_RUN_PAGES];
+	struct page *pages[MXFS_RUN_PAGES];
 	unsigned int count;
 	loff_t pos;
 	size_t len;
+	bool sync;
 	int err; /* the first */
 };
 
@@ -204,28 +249,34 @@ static bool mxfs_error_passes(int err)
 	return err == -ERESTARTSYS || err == -EINTR || err == -EAGAIN || err == -ENOMEM;
 }
 
-static int mxfs_run_write(struct mxfs_run *run)
+/* Through the back end, inside the gate. */
+static int mxfs_part_write(struct inode *inode, struct page **pages, unsigned int count, loff_t pos, size_t len)
 {
-	struct mxfs_sb_info *sbi = mxfs_inode_sbi(run->inode);
-	struct mxfs_inode *mi = MXFS_I(run->inode);
+	struct mxfs_sb_info *sbi = mxfs_inode_sbi(inode);
+	struct mxfs_vnode *vn = MXFS_VN(inode);
+	struct bio_vec bv[MXFS_PART_PAGES];
 	const struct cred *old;
 	struct mxfs_attr attr;
 	struct iov_iter iter;
-	unsigned int nofs;
+	unsigned int nofs, i;
 	size_t done = 0;
 	ssize_t n;
-	int err;
+	int err = 0;
 
-	err = mxfs_gate_enter_wait(sbi);
-	if (err)
-		return err;
+	for (i = 0; i < count; i++) {
+		bv[i].bv_page = pages[i];
+		bv[i].bv_offset = 0;
+		bv[i].bv_len = min_t(size_t, PAGE_SIZE, len - (size_t)i * PAGE_SIZE);
+	}
+	mxfs_count_add(sbi, MXFS_COUNT_HOLDER_WRITE, count);
 	nofs = memalloc_nofs_save();
 	old = override_creds(mxfs_kernel_cred);
-	while (done < run->len) {
-		iov_iter_bvec(&iter, WRITE, run->bv, run->count, run->len);
+	attr.fh.ino = 0;
+	err = mxfs_lower_fresh(inode);
+	while (!err && done < len) {
+		iov_iter_bvec(&iter, WRITE, bv, count, len);
 		iov_iter_advance(&iter, done);
-		attr.fh.ino = 0;
-		n = sbi->be->write(sbi, &mi->fh, run->pos + done, &iter, true, &attr);
+		n = sbi->be->write(sbi, &vn->mi.fh, pos + done, &iter, true, &attr);
 		if (n <= 0) {
 			err = n ? n : -EIO;
 			break;
@@ -234,43 +285,85 @@ static int mxfs_run_write(struct mxfs_run *run)
 	}
 	revert_creds(old);
 	memalloc_nofs_restore(nofs);
-	mxfs_gate_leave(sbi);
+	/* It may have blocks now where there was a hole, and data where there were blocks. */
+	mxfs_map_forget(inode, pos, len);
+	WRITE_ONCE(vn->map.via_holder, true);
+	WRITE_ONCE(vn->map.written_to, round_up(pos + len, PAGE_SIZE));
 	if (done)
-		mxfs_lock_dirtied(&mi->lock);
+		mxfs_lock_dirtied(&vn->mi.lock);
 	if (!err && attr.fh.ino) {
-		spin_lock(&run->inode->i_lock);
-		run->inode->i_blocks = attr.blocks;
-		spin_unlock(&run->inode->i_lock);
+		spin_lock(&inode->i_lock);
+		inode->i_blocks = attr.blocks;
+		vn->disk_size = attr.size;
+		spin_unlock(&inode->i_lock);
 	}
 	return err;
 }
 
-static void mxfs_run_send(struct mxfs_run *run)
+/* What has not been taken over by the disk's I/O: how it went. */
+static void mxfs_part_end(struct mxfs_run *run, unsigned int from, unsigned int count, int err)
 {
-	struct address_space *mapping = run->inode->i_mapping;
-	struct page *page;
+	static DEFINE_RATELIMIT_STATE(often, DEFAULT_RATELIMIT_INTERVAL, DEFAULT_RATELIMIT_BURST);
+	struct mxfs_sb_info *sbi = mxfs_inode_sbi(run->inode);
+	loff_t pos = run->pos + (loff_t)from * PAGE_SIZE;
 	unsigned int i;
-	int err = 0;
 
-	if (!run->count)
-		return;
-	if (!test_bit(MXFS_VN_GONE, &MXFS_VN(run->inode)->state))
-		err = mxfs_run_write(run);
 	if (err && !run->err)
 		run->err = err;
 	if (err && !mxfs_error_passes(err)) {
-		mapping_set_error(mapping, err);
-		if (err != -EIO || !mxfs_gate_fenced(&mxfs_inode_sbi(run->inode)->gate))
-			mxfs_err(mxfs_inode_sbi(run->inode),
-				 "inode %llu: write-back of %zu bytes at %lld failed with %d: they are lost, fsync tells",
-				 MXFS_I(run->inode)->fh.ino, run->len, run->pos, err);
+		mapping_set_error(run->inode->i_mapping, err);
+		if ((err != -EIO || !mxfs_gate_fenced(&sbi->gate)) && __ratelimit(&often))
+			mxfs_err(sbi, "inode %llu: write-back of %u pages at %lld failed with %d: they are lost, fsync tells",
+				 MXFS_I(run->inode)->fh.ino, count, pos, err);
 	}
-	for (i = 0; i < run->count; i++) {
-		page = run->bv[i].bv_page;
+	for (i = from; i < from + count; i++) {
 		if (err && mxfs_error_passes(err))
-			set_page_dirty(page);
-		end_page_writeback(page);
+			set_page_dirty(run->pages[i]);
+		end_page_writeback(run->pages[i]);
 	}
+}
+
+static void mxfs_run_send(struct mxfs_run *run)
+{
+	struct mxfs_sb_info *sbi = mxfs_inode_sbi(run->inode);
+	unsigned int at = 0, part, from;
+	size_t len;
+	int n, err;
+
+	if (!run->count)
+		return;
+	if (test_bit(MXFS_VN_GONE, &MXFS_VN(run->inode)->state)) {
+		mxfs_part_end(run, 0, run->count, 0);
+		goto out;
+	}
+	err = mxfs_gate_enter_wait(sbi);
+	if (err) {
+		mxfs_part_end(run, 0, run->count, err);
+		goto out;
+	}
+	while (at < run->count) {
+		len = run->len - (size_t)at * PAGE_SIZE;
+		n = mxfs_direct_write(run->inode, run->pages + at, run->count - at, run->pos + (loff_t)at * PAGE_SIZE, len,
+				      run->sync, &part);
+		if (n > 0) {
+			at += n;
+			continue;
+		}
+		if (n < 0) {
+			mxfs_part_end(run, at, part, n);
+			at += part;
+			continue;
+		}
+		for (from = at; from < at + part; from += n) {
+			n = min_t(unsigned int, at + part - from, MXFS_PART_PAGES);
+			len = min_t(size_t, run->len - (size_t)from * PAGE_SIZE, (size_t)n * PAGE_SIZE);
+			err = mxfs_part_write(run->inode, run->pages + from, n, run->pos + (loff_t)from * PAGE_SIZE, len);
+			mxfs_part_end(run, from, n, err);
+		}
+		at += part;
+	}
+	mxfs_gate_leave(sbi);
+out:
 	run->count = 0;
 	run->len = 0;
 }
@@ -298,9 +391,7 @@ static int mxfs_run_add(struct page *page, struct writeback_control *wbc, void *
 		mxfs_run_send(run);
 	if (!run->count)
 		run->pos = pos;
-	run->bv[run->count].bv_page = page;
-	run->bv[run->count].bv_offset = 0;
-	run->bv[run->count].bv_len = len;
+	run->pages[run->count] = page;
 	run->count++;
 	run->len += len;
 	return 0;
@@ -308,12 +399,20 @@ static int mxfs_run_add(struct page *page, struct writeback_control *wbc, void *
 
 static int mxfs_writepages(struct address_space *mapping, struct writeback_control *wbc)
 {
-	struct mxfs_run run = { .inode = mapping->host };
+	struct mxfs_run *run = kzalloc(sizeof(*run), GFP_NOFS | __GFP_NOFAIL);
+	struct blk_plug plug;
 	int err;
 
-	err = write_cache_pages(mapping, wbc, mxfs_run_add, &run);
-	mxfs_run_send(&run);
-	return err ? err : run.err;
+	run->inode = mapping->host;
+	run->sync = wbc->sync_mode == WB_SYNC_ALL;
+	blk_start_plug(&plug);
+	err = write_cache_pages(mapping, wbc, mxfs_run_add, run);
+	mxfs_run_send(run);
+	blk_finish_plug(&plug);
+	if (!err)
+		err = run->err;
+	kfree(run);
+	return err;
 }
 
 const struct address_space_operations mxfs_aops = {

@@ -78,9 +78,8 @@ static void mxfs_inode_clean(struct mxfs_lock *lk, struct inode *inode)
 	int err = 0;
 
 	if (S_ISREG(inode->i_mode)) {
-		/* Failed pages are lost and told of by mxfs_run_send(); fsync and close report it. */
-		filemap_write_and_wait(inode->i_mapping);
-		mxfs_push_times(inode);
+		/* Failed pages are lost and told of by who wrote them; fsync and close report it. */
+		mxfs_data_clean(inode);
 	}
 	if ((!READ_ONCE(lk->dirtied) && !READ_ONCE(lk->sync_all)) || mxfs_lock_defer_clean(lk))
 		return;
@@ -123,6 +122,7 @@ static void mxfs_inode_forget(struct mxfs_lock *lk, struct inode *inode)
 					 MXFS_I(inode)->fh.ino, err);
 			truncate_inode_pages(inode->i_mapping, 0);
 		}
+		mxfs_data_forget(inode);
 	}
 	spin_lock(&inode->i_lock);
 	WRITE_ONCE(MXFS_I(inode)->attr_gen, 0);

@@ -29,7 +29,8 @@
  * earlier holder had done it.
  *
  * Known weakness: two kinds of operations cannot be told done from not done, and are refused with EIO when they are replayed: an
- * exchanging rename, and inserting or collapsing a range.
+ * exchanging rename, and inserting or collapsing a range. What a member reads through the holder is read without read-ahead that
+ * lasts, since the lower pages are dropped with the answer.
  */
 #include <linux/cred.h>
 #include <linux/falloc.h>
@@ -291,6 +292,8 @@ static u32 answer_room(const struct mxfs_fsop_parsed *p)
 		return sizeof(struct mxfs_wire_statfs);
 	case MXFS_FSOP_GETLK:
 		return sizeof(struct mxfs_wire_lock);
+	case MXFS_FSOP_MAP:
+		return MXFS_MAP_EXTENTS_MAX * sizeof(struct mxfs_wire_extent);
 	default:
 		return 0;
 	}
@@ -409,6 +412,44 @@ static int execute_getlk(struct mxfs_lower *lower, const struct mxfs_fh *fh, con
 	return 0;
 }
 
+static int execute_map(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, const struct mxfs_fsop_parsed *p,
+		       struct outcome *out)
+{
+	u32 count = MXFS_MAP_EXTENTS_MAX, block;
+	int err;
+
+	err = mxfs_local_backend.map(sbi, fh, le64_to_cpu(p->args.offset), le64_to_cpu(p->args.length),
+				     le64_to_cpu(p->args.arg_seq), le32_to_cpu(p->args.flags),
+				     (struct mxfs_wire_extent *)(out->reply + 1), &count, &block);
+	if (err)
+		return err;
+	out->data_len = count * sizeof(struct mxfs_wire_extent);
+	out->reply->value = cpu_to_le64(block);
+	return 0;
+}
+
+static int execute_commit(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, const struct mxfs_fsop_parsed *p,
+			  struct outcome *out)
+{
+	struct mxfs_setattr set;
+	struct mxfs_wire_range *ranges;
+	int err;
+
+	if (p->data_len % sizeof(*ranges))
+		return -EINVAL;
+	err = mxfs_fsop_get_setattr(&set, &p->args);
+	if (err)
+		return err;
+	/* Names before the data may have left it unaligned. */
+	ranges = kvmalloc(max_t(size_t, p->data_len, sizeof(*ranges)), GFP_KERNEL);
+	if (!ranges)
+		return -ENOMEM;
+	memcpy(ranges, p->data, p->data_len);
+	err = mxfs_local_backend.commit(sbi, fh, ranges, p->data_len / sizeof(*ranges), set.size, &set.mtime, &out->attr);
+	kvfree(ranges);
+	return err;
+}
+
 static void lock_wait_done(void *arg, int error);
 
 /* 0, -errno, or -EINPROGRESS: the lock table answers, and has a reference on the request. */
@@ -508,6 +549,19 @@ static int execute(struct mxfs_sb_info *sbi, struct mxfs_lower *lower, struct re
 	case MXFS_FSOP_FALLOCATE:
 		return be->fallocate(sbi, &fh, flags, le64_to_cpu(p->args.offset), le64_to_cpu(p->args.length),
 				     &out->attr);
+	case MXFS_FSOP_MAP:
+		return execute_map(sbi, &fh, p, out);
+	case MXFS_FSOP_COMMIT:
+		return execute_commit(sbi, &fh, p, out);
+	case MXFS_FSOP_COPY:
+		done = be->copy(sbi, &fh2, le64_to_cpu(p->args.size), &fh, le64_to_cpu(p->args.offset),
+				le64_to_cpu(p->args.length), flags, &out->attr);
+		out->reply->value = cpu_to_le64(max_t(ssize_t, done, 0));
+		return min_t(ssize_t, done, 0);
+	case MXFS_FSOP_SEEK:
+		done = be->seek(sbi, &fh, le64_to_cpu(p->args.offset), flags);
+		out->reply->value = cpu_to_le64(max_t(ssize_t, done, 0));
+		return min_t(ssize_t, done, 0);
 	}
 	return -EOPNOTSUPP;
 }
@@ -603,12 +657,50 @@ static int make_durable(struct mxfs_sb_info *sbi, const struct request *req, con
 	struct mxfs_fh fh;
 	int err = 0;
 
+	if (req->op == MXFS_FSOP_MAP && (le32_to_cpu(req->parsed.args.flags) & MXFS_MAP_WRITE))
+		return mxfs_lower_commit(sbi); /* on every answer, whoever allocated: else a crash gives the blocks to another file */
 	if (req->readonly || req->lock || req->op == MXFS_FSOP_FSYNC || req->op == MXFS_FSOP_SYNCFS)
 		return 0;
 	mxfs_fsop_get_handle(&fh, &req->parsed.args.h);
-	if (req->op == MXFS_FSOP_WRITE && out->reply->value)
+	if (req->op == MXFS_FSOP_COPY) /* its data may be in the lower page cache only */
+		err = mxfs_lower_write_out(sbi, &fh, 0, S64_MAX);
+	else if (req->op == MXFS_FSOP_WRITE && out->reply->value)
 		err = mxfs_lower_write_out(sbi, &fh, le64_to_cpu(req->parsed.args.offset), le64_to_cpu(out->reply->value));
 	return err ? err : mxfs_lower_commit(sbi);
+}
+
+/*
+ * The member may use the disk by maps: nothing of the file stays in the lower page cache, where its writes would not be seen.
+ * Whatever the answer is: what failed may have read pages in before.
+ */
+static int drop_lower_pages(struct mxfs_sb_info *sbi, const struct request *req)
+{
+	const struct mxfs_fsop_args *args = &req->parsed.args;
+	struct mxfs_fh fh;
+	int err;
+
+	switch (req->op) {
+	case MXFS_FSOP_SETATTR:
+		if (!(le32_to_cpu(args->valid) & MXFS_SET_SIZE))
+			return 0;
+		break;
+	case MXFS_FSOP_READ:
+	case MXFS_FSOP_WRITE:
+	case MXFS_FSOP_FALLOCATE:
+	case MXFS_FSOP_COPY:
+		break;
+	default:
+		return 0;
+	}
+	mxfs_fsop_get_handle(&fh, &args->h);
+	err = mxfs_lower_pages_drop(sbi, &fh);
+	if (!err && req->op == MXFS_FSOP_COPY) {
+		mxfs_fsop_get_handle(&fh, &args->h2);
+		err = mxfs_lower_pages_drop(sbi, &fh);
+	}
+	if (err)
+		mxfs_err(sbi, "inode %llu: dropping its pages for node %08x failed with %d", fh.ino, req->parsed.node, err);
+	return err;
 }
 
 /* Puts the caller's identity on, executes, takes it off. */
@@ -675,7 +767,7 @@ static void lock_wait_done(void *arg, int error)
 static struct mxfs_fsop_reply *do_request(struct mxfs_sb_info *sbi, struct request *req, struct outcome *out)
 {
 	struct mxfs_lower *lower = READ_ONCE(sbi->lower);
-	int err;
+	int err, dropped;
 
 	out->data_max = answer_room(&req->parsed);
 	out->reply = kvmalloc(sizeof(*out->reply) + out->data_max, GFP_KERNEL | __GFP_NOFAIL);
@@ -693,6 +785,9 @@ static struct mxfs_fsop_reply *do_request(struct mxfs_sb_info *sbi, struct reque
 	}
 	if (!err)
 		err = make_durable(sbi, req, out);
+	dropped = drop_lower_pages(sbi, req);
+	if (!err)
+		err = dropped;
 	mxfs_lower_failed(lower, err);
 	out->reply->error = cpu_to_le32(mxfs_fsop_put_error(err));
 	if (err)

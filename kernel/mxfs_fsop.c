@@ -14,6 +14,7 @@
 #include <linux/cred.h>
 #include <linux/fs_struct.h>
 #include <linux/kdev_t.h>
+#include <linux/log2.h>
 #include <linux/mm.h>
 #include <linux/slab.h>
 #include <linux/uio.h>
@@ -30,6 +31,10 @@ static_assert(sizeof(struct mxfs_fsop_reply) == 296);
 static_assert(sizeof(struct mxfs_wire_dirent) == 24);
 static_assert(sizeof(struct mxfs_wire_statfs) == 56);
 static_assert(sizeof(struct mxfs_wire_lock) == 32);
+static_assert(sizeof(struct mxfs_wire_extent) == 32);
+static_assert(sizeof(struct mxfs_wire_range) == 16);
+static_assert(sizeof(struct mxfs_wire_extent) * MXFS_MAP_EXTENTS_MAX <= MXFS_FSOP_DATA_MAX);
+static_assert(sizeof(struct mxfs_wire_range) * MXFS_COMMIT_RANGES_MAX <= MXFS_FSOP_DATA_MAX);
 static_assert(sizeof(struct mxfs_fsop_request) + MXFS_FSOP_GROUPS_MAX * 4 + sizeof(struct mxfs_fsop_args) +
 		      MXFS_NAME_LEN_MAX + MXFS_PATH_LEN_MAX + MXFS_FSOP_DATA_MAX <=
 	      MXFS_FSOP_PAYLOAD_MAX);
@@ -64,6 +69,10 @@ static const struct op_shape shapes[MXFS_FSOP_OP_MAX + 1] = {
 	[MXFS_FSOP_SETLK] = { .lock = true },
 	[MXFS_FSOP_GETLK] = { .lock = true },
 	[MXFS_FSOP_CANCELLK] = { .lock = true },
+	/* May run again when it is repeated, also where it allocates; so its extents need not be kept. */
+	[MXFS_FSOP_MAP] = { .readonly = true },
+	[MXFS_FSOP_COMMIT] = { .data = true },
+	[MXFS_FSOP_SEEK] = { .readonly = true },
 };
 
 bool mxfs_fsop_is_readonly(u32 op)
@@ -487,6 +496,31 @@ int mxfs_fsop_check_dirents(const void *data, u32 len)
 		    !good_name((const char *)(entry + 1), name_len, NAME_ENTRY_OR_DOTS))
 			return -EPROTO;
 		at += reclen;
+	}
+	return 0;
+}
+
+int mxfs_fsop_check_extents(const void *data, u32 len, u64 pos, u32 block, u64 disk_bytes)
+{
+	const struct mxfs_wire_extent *ext = data;
+	u32 i, count = len / sizeof(*ext), state;
+	u64 offset, length, addr, next = 0;
+
+	if (!count || len % sizeof(*ext) || count > MXFS_MAP_EXTENTS_MAX || !is_power_of_2(block))
+		return -EPROTO;
+	for (i = 0; i < count; i++) {
+		offset = le64_to_cpu(ext[i].offset);
+		length = le64_to_cpu(ext[i].length);
+		addr = le64_to_cpu(ext[i].addr);
+		state = le32_to_cpu(ext[i].state);
+		if ((offset | length | addr) & (block - 1) || !length || offset > S64_MAX || length > S64_MAX - offset ||
+		    state > MXFS_EXTENT_WRITTEN)
+			return -EPROTO;
+		if (i ? offset != next : (offset > pos || offset + length <= pos))
+			return -EPROTO;
+		if (state == MXFS_EXTENT_HOLE ? addr : (addr >= disk_bytes || length > disk_bytes - addr))
+			return -EPROTO;
+		next = offset + length;
 	}
 	return 0;
 }

@@ -55,6 +55,9 @@ int mxfs_fsop_parse_reply(const void *payload, u32 len, u32 op, u64 seq, struct 
 /* Checks READDIR's data: every entry inside, names that may stand in a directory. */
 int mxfs_fsop_check_dirents(const void *data, u32 len);
 
+/* Checks MAP's data against what was asked for, and what the disk has; -EPROTO. */
+int mxfs_fsop_check_extents(const void *data, u32 len, u64 pos, u32 block, u64 disk_bytes);
+
 bool mxfs_fsop_is_readonly(u32 op);
 bool mxfs_fsop_is_lock(u32 op);
 

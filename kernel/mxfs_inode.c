@@ -94,6 +94,7 @@ struct inode *mxfs_alloc_inode(struct super_block *sb)
 	mutex_init(&vn->open_mutex);
 	mutex_init(&vn->mi.lazy);
 	INIT_WORK(&vn->last_close, mxfs_last_close);
+	mxfs_map_init(&vn->map);
 	return &vn->mi.vfs_inode;
 }
 
@@ -112,6 +113,7 @@ void mxfs_evict_inode(struct inode *inode)
 
 	truncate_inode_pages_final(&inode->i_data);
 	clear_inode(inode);
+	mxfs_map_destroy(inode);
 	if (!mi->lock.sbi) /* never became one of ours */
 		return;
 	if (mi->open_held) {
@@ -229,6 +231,7 @@ static void mxfs_attr_copy(struct inode *inode, const struct mxfs_attr *attr, bo
 	mi->parked = attr->flags & MXFS_ATTR_PARKED;
 	mi->btime = attr->btime;
 	inode->i_atime = attr->atime;
+	vn->disk_size = attr->size;
 	if (!content)
 		return;
 	i_size_write(inode, attr->size);
@@ -357,6 +360,7 @@ int mxfs_push_times(struct inode *inode)
 	struct mxfs_sb_info *sbi = mxfs_inode_sbi(inode);
 	struct mxfs_vnode *vn = MXFS_VN(inode);
 	struct mxfs_setattr set = { .valid = ATTR_MTIME | ATTR_MTIME_SET };
+	bool unflushed = false;
 	const struct cred *old;
 	struct mxfs_attr attr;
 	int err = 0;
@@ -376,11 +380,19 @@ int mxfs_push_times(struct inode *inode)
 	err = mxfs_gate_enter_wait(sbi);
 	if (err)
 		goto out;
-	old = override_creds(mxfs_kernel_cred);
-	err = sbi->be->setattr(sbi, &vn->mi.fh, &set, &attr);
-	revert_creds(old);
+	/* A commit takes the time along. */
+	err = mxfs_map_commit_gated(inode, &attr);
+	if (!err) {
+		/* A member's answer is durable: that log force also flushes the disk behind what was written before. */
+		unflushed = sbi->be->answers_durable && xchg(&vn->map.unflushed, false);
+		old = override_creds(mxfs_kernel_cred);
+		err = sbi->be->setattr(sbi, &vn->mi.fh, &set, &attr);
+		revert_creds(old);
+		if (err && unflushed)
+			WRITE_ONCE(vn->map.unflushed, true);
+	}
 	mxfs_gate_leave(sbi);
-	if (err) {
+	if (err < 0) {
 		mxfs_err(sbi, "inode %llu: sending its modification time failed with %d; it stays pending",
 			 vn->mi.fh.ino, err);
 		mark_inode_dirty_sync(inode);
@@ -396,6 +408,7 @@ int mxfs_push_times(struct inode *inode)
 	spin_unlock(&inode->i_lock);
 	if (mxfs_is_local(inode))
 		mark_inode_dirty_sync(inode);
+	err = 0;
 out:
 	mutex_unlock(&vn->mi.lazy);
 	return err;
@@ -557,9 +570,14 @@ static int mxfs_setattr_locked(struct user_namespace *userns, struct dentry *den
 	}
 	err = mxfs_gate_enter(sbi);
 	if (!err) {
-		err = sbi->be->setattr(sbi, &mi->fh, &set, &attr);
+		if (size)
+			err = mxfs_map_change_begin(inode);
+		if (!err)
+			err = sbi->be->setattr(sbi, &mi->fh, &set, &attr);
 		if (err == -ENOENT)
 			err = -ESTALE;
+		if (size)
+			mxfs_map_change_end(inode);
 		mxfs_gate_leave(sbi);
 	}
 	if (!err) {
@@ -732,7 +750,8 @@ void mxfs_open_count_put(struct inode *inode)
 	bool work;
 
 	spin_lock(&inode->i_lock);
-	work = atomic_dec_and_test(&vn->mi.open_count) && (vn->mi.open_held || vn->mi.parked);
+	work = atomic_dec_and_test(&vn->mi.open_count) &&
+	       (vn->mi.open_held || vn->mi.parked || READ_ONCE(vn->map.beyond));
 	spin_unlock(&inode->i_lock);
 	if (work)
 		mxfs_last_close_queue(inode);
@@ -778,12 +797,22 @@ static void mxfs_last_close(struct work_struct *work)
 {
 	struct mxfs_vnode *vn = container_of(work, struct mxfs_vnode, last_close);
 	struct inode *inode = &vn->mi.vfs_inode;
-	bool held;
+	bool held, trim = READ_ONCE(vn->map.beyond);
 	int err;
 
+	if (trim) /* against who opens and extends it meanwhile */
+		inode_lock(inode);
 	err = mxfs_lock_get(&vn->mi.lock, MXFS_MODE_EX, MXFS_LOCK_NOINTR);
-	if (err) /* fenced: every lock is gone */
+	if (err) { /* fenced: every lock is gone */
+		if (trim)
+			inode_unlock(inode);
 		goto out;
+	}
+	if (trim && !atomic_read(&vn->mi.open_count) && inode->i_nlink && !filemap_write_and_wait(inode->i_mapping) &&
+	    !mxfs_push_times(inode))
+		mxfs_map_trim(inode);
+	if (trim)
+		inode_unlock(inode);
 	mutex_lock(&vn->open_mutex);
 	if (!atomic_read(&vn->mi.open_count)) {
 		spin_lock(&inode->i_lock);

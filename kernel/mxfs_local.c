@@ -1130,6 +1130,22 @@ int mxfs_lower_write_out(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64
 	return err;
 }
 
+int mxfs_local_begin_file(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, struct mxfs_lower **lower,
+			  struct mxfs_lower_node **node, struct file **file)
+{
+	return begin_file(sbi, fh, lower, node, file);
+}
+
+void mxfs_local_answer(struct mxfs_lower *lower, struct mxfs_lower_node *node, struct mxfs_attr *attr)
+{
+	answer_attr(lower, node->dentry, attr);
+}
+
+void mxfs_local_changed_data(struct mxfs_lower *lower)
+{
+	data_changed(lower);
+}
+
 static int local_fsync(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, bool datasync)
 {
 	struct mxfs_lower *lower;
@@ -1411,6 +1427,10 @@ const struct mxfs_backend mxfs_local_backend = {
 	.listxattr = local_listxattr,
 	.removexattr = local_removexattr,
 	.fallocate = local_fallocate,
+	.map = mxfs_local_map,
+	.commit = mxfs_local_commit,
+	.copy = mxfs_local_copy,
+	.seek = mxfs_local_seek,
 	.reap = local_reap,
 	.setlk = local_setlk,
 	.getlk = local_getlk,

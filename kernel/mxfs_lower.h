@@ -99,6 +99,24 @@ struct file *mxfs_lower_node_file(struct mxfs_lower *lower, struct mxfs_lower_no
 void mxfs_lower_forget(struct mxfs_lower *lower, const struct mxfs_fh *fh);
 /* Dirty data of that range is on the disk; its metadata after the next commit. */
 int mxfs_lower_write_out(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64 pos, u64 len);
+/*
+ * mxfs_local.c for mxfs_blocks.c: the lower XFS, a node to be put, the open file of a regular file; the attributes after a change;
+ * that data was changed.
+ */
+int mxfs_local_begin_file(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, struct mxfs_lower **lower,
+			  struct mxfs_lower_node **node, struct file **file);
+void mxfs_local_answer(struct mxfs_lower *lower, struct mxfs_lower_node *node, struct mxfs_attr *attr);
+void mxfs_local_changed_data(struct mxfs_lower *lower);
+
+/* mxfs_blocks.c: parts of the local back end */
+int mxfs_local_map(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64 pos, u64 len, u64 need, u32 flags,
+		   struct mxfs_wire_extent *extents, u32 *count, u32 *block);
+int mxfs_local_commit(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, const struct mxfs_wire_range *ranges, u32 count,
+		      u64 size, const struct timespec64 *mtime, struct mxfs_attr *attr);
+ssize_t mxfs_local_copy(struct mxfs_sb_info *sbi, const struct mxfs_fh *from, u64 from_pos, const struct mxfs_fh *to,
+			u64 to_pos, u64 len, u32 flags, struct mxfs_attr *attr);
+loff_t mxfs_local_seek(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64 pos, int whence);
+
 /* Closes by the worker; the only way a lower file is closed. Takes any context that may queue work. */
 void mxfs_lower_close(struct mxfs_lower *lower, struct file *file);
 

@@ -41,6 +41,13 @@ const char *const mxfs_counter_names[MXFS_COUNT_MAX] = {
 	[MXFS_COUNT_LOCK_BATCH] = "lock_batches",
 	[MXFS_COUNT_LOCK_ITEM] = "lock_items",
 	[MXFS_COUNT_CACHE_EVICTED] = "cache_evicted",
+	[MXFS_COUNT_MAP_ASK] = "map_ask",
+	[MXFS_COUNT_MAP_COMMIT] = "map_commit",
+	[MXFS_COUNT_DISK_READ] = "disk_read",
+	[MXFS_COUNT_DISK_WRITE] = "disk_write",
+	[MXFS_COUNT_HOLDER_READ] = "holder_read",
+	[MXFS_COUNT_HOLDER_WRITE] = "holder_write",
+	[MXFS_COUNT_DISK_ERROR] = "disk_error",
 };
 
 static int __init mxfs_init(void)
@@ -53,9 +60,12 @@ static int __init mxfs_init(void)
 	err = mxfs_inode_cache_init();
 	if (err)
 		return err;
-	err = mxfs_cache_init();
+	err = mxfs_direct_init();
 	if (err)
 		goto out_inode_cache;
+	err = mxfs_cache_init();
+	if (err)
+		goto out_direct;
 	err = mxfs_netlink_init();
 	if (err) {
 		pr_err("mxfs: cannot register the generic netlink family \"%s\": error %d\n", MXFS_GENL_NAME, err);
@@ -72,6 +82,8 @@ out_netlink:
 	mxfs_netlink_exit();
 out_cache:
 	mxfs_cache_exit();
+out_direct:
+	mxfs_direct_exit();
 out_inode_cache:
 	mxfs_inode_cache_exit();
 	return err;
@@ -85,6 +97,7 @@ static void __exit mxfs_exit(void)
 	/* Inodes are freed by RCU call-backs. */
 	rcu_barrier();
 	mxfs_inode_cache_exit();
+	mxfs_direct_exit();
 }
 
 module_init(mxfs_init);

@@ -24,6 +24,7 @@
  * itself has become the holder the requests go to its own executor, and the answers come back, without the daemon; waiting
  * SETLKs end, and their callers ask the local back end.
  */
+#include <linux/blkdev.h>
 #include <linux/completion.h>
 #include <linux/hashtable.h>
 #include <linux/mm.h>
@@ -33,6 +34,7 @@
 
 #include "mxfs_fsop_codec.h"
 #include "mxfs_lower.h"
+#include "mxfs_vfs.h"
 
 #define MXFS_REMOTE_HASH_BITS 8
 
@@ -419,7 +421,8 @@ static int call_result(struct call *call, struct result *result)
 /* Runs one operation to its answer. result_put afterwards, whatever it returns. */
 static int run(struct mxfs_sb_info *sbi, struct mxfs_fsop_build *build, struct result *result)
 {
-	bool killable = mxfs_fsop_is_readonly(build->op) || build->op == MXFS_FSOP_GETLK;
+	bool killable = (mxfs_fsop_is_readonly(build->op) || build->op == MXFS_FSOP_GETLK) &&
+			!(build->op == MXFS_FSOP_MAP && (build->flags & MXFS_REQ_KERNEL));
 	/* Nothing has been sent yet; only what releases or writes back must not fail for a signal. */
 	bool must = (build->flags & MXFS_REQ_KERNEL) || build->op == MXFS_FSOP_REAP ||
 		    build->op == MXFS_FSOP_CANCELLK ||
@@ -690,9 +693,14 @@ static int remote_fsync(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, bool
 
 static int remote_syncfs(struct mxfs_sb_info *sbi)
 {
+	int err;
 	BUILD(MXFS_FSOP_SYNCFS, NULL);
 
-	return run_simple(sbi, &build, NULL, NULL);
+	err = run_simple(sbi, &build, NULL, NULL);
+	/* What this node has written itself; -EAGAIN: nothing, it has not got the disk. */
+	if (!err)
+		err = mxfs_disk_flush(sbi);
+	return err == -EAGAIN ? 0 : err;
 }
 
 static int remote_statfs(struct mxfs_sb_info *sbi, struct kstatfs *st)
@@ -761,6 +769,94 @@ static int remote_fallocate(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, 
 	build.args.offset = cpu_to_le64(pos);
 	build.args.length = cpu_to_le64(len);
 	return run_simple(sbi, &build, attr, NULL);
+}
+
+/* Only what a disk of this size can have gets past this. */
+static int remote_map(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64 pos, u64 len, u64 need, u32 flags,
+		      struct mxfs_wire_extent *extents, u32 *count, u32 *block)
+{
+	struct result result;
+	int err;
+	BUILD(MXFS_FSOP_MAP, fh);
+
+	/* What allocates is waited for: the lock must not go before. */
+	build.flags = flags & MXFS_MAP_WRITE ? MXFS_REQ_KERNEL : 0;
+	build.args.flags = cpu_to_le32(flags);
+	build.args.offset = cpu_to_le64(pos);
+	build.args.length = cpu_to_le64(len);
+	build.args.arg_seq = cpu_to_le64(need);
+	err = run(sbi, &build, &result);
+	if (!err) {
+		*block = min_t(u64, le64_to_cpu(result.head.value), U32_MAX);
+		if (mxfs_fsop_check_extents(result.data, result.data_len, pos, *block, bdev_nr_bytes(sbi->bdev)) ||
+		    result.data_len / sizeof(*extents) > *count) {
+			mxfs_err(sbi, "the holder's map of inode %llu at %llu is damaged", fh->ino, pos);
+			err = -EIO;
+		} else {
+			memcpy(extents, result.data, result.data_len);
+			*count = result.data_len / sizeof(*extents);
+		}
+	}
+	result_put(&result);
+	return err;
+}
+
+static int remote_commit(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, const struct mxfs_wire_range *ranges, u32 count,
+			 u64 size, const struct timespec64 *mtime, struct mxfs_attr *attr)
+{
+	struct kvec vec = { .iov_base = (void *)ranges, .iov_len = count * sizeof(*ranges) };
+	struct mxfs_setattr set = { .valid = ATTR_SIZE | ATTR_MTIME | ATTR_MTIME_SET, .size = size, .mtime = *mtime };
+	struct iov_iter iter;
+	BUILD(MXFS_FSOP_COMMIT, fh);
+
+	mxfs_fsop_put_setattr(&build.args, &set);
+	build.flags = MXFS_REQ_KERNEL;
+	iov_iter_kvec(&iter, ITER_SOURCE, &vec, 1, vec.iov_len);
+	build.data = &iter;
+	build.data_len = vec.iov_len;
+	return run_attr(sbi, &build, attr);
+}
+
+static ssize_t remote_copy(struct mxfs_sb_info *sbi, const struct mxfs_fh *from, u64 from_pos, const struct mxfs_fh *to,
+			   u64 to_pos, u64 len, u32 flags, struct mxfs_attr *attr)
+{
+	struct result result;
+	ssize_t done;
+	BUILD(MXFS_FSOP_COPY, to);
+
+	mxfs_fsop_put_handle(&build.args.h2, from);
+	build.args.flags = cpu_to_le32(flags);
+	build.args.offset = cpu_to_le64(to_pos);
+	build.args.size = cpu_to_le64(from_pos);
+	build.args.length = cpu_to_le64(len);
+	done = run(sbi, &build, &result);
+	if (!done) {
+		done = le64_to_cpu(result.head.value);
+		if (done < 0 || (len && done > len)) /* 0: to the end of the file */
+			done = -EIO;
+		else
+			give_attrs(&result, attr, NULL);
+	}
+	result_put(&result);
+	return done;
+}
+
+static loff_t remote_seek(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64 pos, int whence)
+{
+	struct result result;
+	loff_t found;
+	BUILD(MXFS_FSOP_SEEK, fh);
+
+	build.args.flags = cpu_to_le32(whence);
+	build.args.offset = cpu_to_le64(pos);
+	found = run(sbi, &build, &result);
+	if (!found) {
+		found = le64_to_cpu(result.head.value);
+		if (found < 0)
+			found = -EIO;
+	}
+	result_put(&result);
+	return found;
 }
 
 static int remote_reap(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh)
@@ -936,6 +1032,10 @@ const struct mxfs_backend mxfs_remote_backend = {
 	.listxattr = remote_listxattr,
 	.removexattr = remote_removexattr,
 	.fallocate = remote_fallocate,
+	.map = remote_map,
+	.commit = remote_commit,
+	.copy = remote_copy,
+	.seek = remote_seek,
 	.reap = remote_reap,
 	.setlk = remote_setlk,
 	.getlk = remote_getlk,

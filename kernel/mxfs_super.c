@@ -485,6 +485,7 @@ static void mxfs_unclaim(struct mxfs_sb_info *sbi)
 {
 	if (!sbi->bdev)
 		return;
+	mxfs_maps_stop(sbi); /* what this node has under way is over before another role begins */
 	blkdev_put(sbi->bdev, FMODE_READ | FMODE_WRITE | FMODE_EXCL);
 	sbi->bdev = NULL;
 }
@@ -943,6 +944,7 @@ static int mxfs_role_member(struct mxfs_sb_info *sbi, const char **why)
 	}
 	sbi->be = &mxfs_remote_backend;
 	WRITE_ONCE(sbi->role, MXFS_ROLE_MEMBER);
+	mxfs_maps_start(sbi);
 	return 0;
 }
 
@@ -1037,6 +1039,11 @@ static void mxfs_view_taken(struct mxfs_sb_info *sbi, u64 epoch, u32 holder, boo
 	if (sbi->locks_at && sbi->locks_at != holder)
 		mxfs_flock_reclaim(sbi);
 	sbi->locks_at = holder;
+	if (resend && READ_ONCE(sbi->role) == MXFS_ROLE_MEMBER) {
+		/* Another holder: maps of the one before are void, and nothing is on its way by them. */
+		mxfs_maps_stop(sbi);
+		mxfs_maps_start(sbi);
+	}
 	if (resend)
 		mxfs_remote_resend(sbi);
 	cmpxchg(&sbi->kstate, MXFS_KSTATE_DETACHED, MXFS_KSTATE_RUNNING);
@@ -1111,6 +1118,8 @@ static int mxfs_sbi_start(struct mxfs_sb_info *sbi, struct super_block *sb)
 	sbi->be = &mxfs_remote_backend;
 	sbi->daemon_shut = true;
 	err = mxfs_gate_init(&sbi->gate);
+	if (!err)
+		err = mxfs_maps_init(sbi);
 	if (err)
 		return err;
 	sbi->counters = __alloc_percpu(MXFS_COUNT_MAX * sizeof(u64), __alignof__(u64));
@@ -1154,6 +1163,7 @@ static void mxfs_sbi_stop(struct mxfs_sb_info *sbi)
 	mxfs_nl_mount_destroy(sbi);
 	mxfs_gate_destroy(&sbi->gate);
 	mxfs_unclaim(sbi);
+	mxfs_maps_destroy(sbi);
 }
 
 const struct super_operations mxfs_super_ops = {

@@ -16,6 +16,34 @@
 
 #include "mxfs.h"
 
+/* Part of a file on the disk; under map->lock, or a copy. */
+struct mxfs_extent {
+	u64 offset, length, addr;
+	u32 state; /* enum mxfs_extent_state */
+};
+
+struct mxfs_batch;
+
+/* mxfs_map.c */
+struct mxfs_map {
+	spinlock_t lock; /* interrupts off */
+	wait_queue_head_t wait;
+	unsigned int users; /* I/O under the extents */
+	bool changing;	    /* the blocks are being changed: users wait */
+	bool refused;	    /* not to be mapped */
+	u64 gen, epoch;	    /* of the lock, and of the mount's maps, under which all this was learned */
+	u64 seq;	    /* rises when something is forgotten */
+	unsigned int count;
+	struct mxfs_extent *ext; /* sorted, apart from each other */
+	struct mxfs_batch *batch; /* being filled */
+	struct mutex commit_mutex;
+	u64 written_to, grow; /* of sequential writing: where it has come to, what it was given last */
+	bool beyond;	      /* blocks beyond the end of file may be there */
+	bool unflushed;	      /* written to the disk since its cache was flushed last */
+	bool via_holder;      /* written through the holder since the last fsync */
+	u64 lower_gen;	      /* of the lock under which the lower page cache is known to be right (on the holder) */
+};
+
 struct mxfs_vnode {
 	struct mxfs_inode mi; /* first: MXFS_I() and the slab agree on the address */
 	/* Opens of this node against unlinks of this node; taken after the DLM locks, before the gate. */
@@ -24,6 +52,8 @@ struct mxfs_vnode {
 	u64 names_seq;	/* rises when names are to be looked up again though the lock was not lost */
 	unsigned long state;
 	struct work_struct last_close;
+	u64 disk_size; /* of the lower file, under i_lock: as the last answer had it */
+	struct mxfs_map map;
 };
 
 /* mxfs_vnode.state */
@@ -109,6 +139,75 @@ int mxfs_file_open(struct inode *inode, struct file *file);
 int mxfs_file_open_held(struct inode *inode, struct file *file); /* INODE is held, the attributes are valid */
 int mxfs_file_release(struct inode *inode, struct file *file);
 int mxfs_file_fsync(struct file *file, loff_t start, loff_t end, int datasync);
+
+/*
+ * mxfs_map.c. use, ask, commit_gated, change_begin, data_flush: inside the gate.
+ *
+ * use: what is known of [pos, pos + len), from pos on. 0; -ENOENT: unknown, ask; -ENXIO: not to be mapped; -EAGAIN: not now (both:
+ * through the holder). What has blocks to read from (or, to write, any blocks) is in use then: unuse at the end of the I/O, from
+ * any context.
+ */
+void mxfs_map_init(struct mxfs_map *map);
+void mxfs_map_destroy(struct inode *inode);
+int mxfs_map_use(struct inode *inode, u64 pos, u64 len, bool write, struct mxfs_extent *ext);
+void mxfs_map_unuse(struct inode *inode);
+/* Asks the holder for `len` bytes; MXFS_MAP_WRITE: blocks for them, `need` at least. Use may still find nothing: try again. */
+int mxfs_map_ask(struct inode *inode, u64 pos, u64 len, u64 need, u32 flags);
+/* [pos, pos + len), U64_MAX: all; the answers on their way too. */
+void mxfs_map_forget(struct inode *inode, u64 pos, u64 len);
+/*
+ * The extent (in use) is being written; the file reaches to `size` by it. *batch: to be put when the write is on the disk, or NULL
+ * if there is nothing to commit. -EBUSY: commit first; for O_DIRECT (`direct`) make_room, before the data is written, prevents that.
+ */
+int mxfs_map_written(struct inode *inode, const struct mxfs_extent *ext, u64 size, bool direct, struct mxfs_batch **batch);
+void mxfs_map_make_room(struct inode *inode);
+void mxfs_batch_put(struct mxfs_batch *batch);
+void mxfs_batch_failed(struct inode *inode, struct mxfs_batch *batch, u64 pos, u64 len);
+/* 1: committed, *attr filled. 0: nothing was to be done. */
+int mxfs_map_commit_gated(struct inode *inode, struct mxfs_attr *attr);
+int mxfs_map_commit(struct inode *inode);
+/*
+ * Around an operation that takes blocks away or moves them; i_rwsem and EX held, no page of the file is waited for in between. On the
+ * holder the lower pages are fresh then. After an error end as well.
+ */
+int mxfs_map_change_begin(struct inode *inode);
+void mxfs_map_change_end(struct inode *inode);
+/* An error of the disk: told, counted; data goes through the holder for a while, or (-EBADE) the mount is fenced. */
+void mxfs_disk_failed(struct mxfs_sb_info *sbi, int err);
+/* What was written is safe from a power cut at the disk. */
+int mxfs_data_flush(struct inode *inode);
+int mxfs_disk_flush(struct mxfs_sb_info *sbi);
+/* EX held, nobody writes, outside the gate: gives blocks beyond the end of file back, if there are any and all data is committed. */
+void mxfs_map_trim(struct inode *inode);
+/* Before EX is given up, outside the gate: pages and times are written, committed, and safe from a power cut at the disk. */
+void mxfs_data_clean(struct inode *inode);
+/*
+ * On the holder, inside the gate, before the lower page cache is used: what it has of the time before this node had the lock is
+ * dropped (an evicted inode leaves it behind, and a member may have changed the data since).
+ */
+int mxfs_lower_fresh(struct inode *inode);
+/* Before the lock goes below PR: maps are void, and on the holder the lower pages are dropped. */
+void mxfs_data_forget(struct inode *inode);
+
+/* mxfs_direct.c; inside the gate. */
+struct mxfs_reader { /* neighbours that become one bio */
+	struct inode *inode;
+	struct bio *bio;
+	u64 pos, left; /* behind the bio; pages that are left of its extent */
+};
+/* A locked page. 0: taken over (it is unlocked when it is read, not uptodate after an error); else ask the holder. */
+int mxfs_direct_read_page(struct mxfs_reader *reader, struct page *page, u64 ahead);
+void mxfs_direct_read_end(struct mxfs_reader *reader);
+/* The same for one page that stays locked: 0: uptodate. */
+int mxfs_direct_read_wait(struct inode *inode, struct page *page);
+/*
+ * Neighbouring pages under write-back from pos; `len`: to the end of file at most. How many were taken over (their write-back
+ * ends with the I/O), 0: the first `*part` go through the holder; -ENOSPC, -EDQUOT: there is no room for the first `*part`.
+ */
+int mxfs_direct_write(struct inode *inode, struct page **pages, unsigned int count, u64 pos, u64 len, bool sync,
+		      unsigned int *part);
+/* O_DIRECT on a member. -ENOTBLK: take the other way. */
+ssize_t mxfs_direct_io(struct kiocb *iocb, struct iov_iter *iter, bool write);
 
 /* mxfs_aops.c; the DLM lock is held by the caller, the gate is entered inside */
 extern const struct address_space_operations mxfs_aops;

@@ -14,6 +14,7 @@ import { type Command, type ExecOptions, Lab, type NodeName, PROJECT_DIR } from 
 export const MOUNTPOINT = "/mnt/shared";
 export const DEVICE = "/dev/sda";
 export const WORK = "/usr/local/bin/mxfs-work";
+export const FSX = "/usr/local/bin/mxfs-fsx";
 
 export type Role = "holder" | "member";
 
@@ -101,6 +102,7 @@ export class Volume {
       node,
       `set -e
       install -m 755 /mxfs/.lab/bin/mxfs-work ${WORK}
+      install -m 755 /mxfs/.lab/bin/mxfs-fsx ${FSX}
       mkdir -p ${MOUNTPOINT}
       modprobe xfs
       grep -q '^mxfs ' /proc/modules || insmod /mxfs/kernel/mxfs.ko`,

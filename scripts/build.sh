@@ -89,5 +89,6 @@ build_native
 # The workloads of demo and lab tests, and those of the perf harness.
 build_tool work lab/work.c include/mxfs/netlink.h
 build_tool load lab/load.c include/mxfs/netlink.h
+build_tool fsx lab/fsx.c
 build_tool perf perf/load.c
 build_kernel

@@ -57,14 +57,26 @@ enum mxfs_fsop_op {
 	MXFS_FSOP_CANCELLK = 23, /* gives up the waiting SETLK with seq `arg_seq` */
 	MXFS_FSOP_REAP = 24,     /* frees a parked (orphaned) inode */
 	MXFS_FSOP_FALLOCATE = 25,
+	MXFS_FSOP_MAP = 26,      /* where a file's blocks are on the disk; MXFS_MAP_* in flags; ENXIO: not to be mapped */
+	MXFS_FSOP_COMMIT = 27,   /* what was written by a map is valid from now on: size, mtime, and ranges in data */
+	MXFS_FSOP_COPY = 28,     /* from h2 at `size` to h at `offset`; MXFS_COPY_* in flags */
+	MXFS_FSOP_SEEK = 29,     /* SEEK_DATA or SEEK_HOLE in flags, from `offset`; the position in `value` */
 };
-#define MXFS_FSOP_OP_MAX 25
+#define MXFS_FSOP_OP_MAX 29
 
 #define MXFS_UNLINK_DIR 1    /* rmdir */
 #define MXFS_UNLINK_PARK 2   /* somebody has it open: move to .mxfs/orphans instead of freeing */
 #define MXFS_MAKE_EXCL 1     /* EEXIST if there; without it an existing regular file is answered */
 #define MXFS_RENAME_PARK 0x10000 /* the victim at the target is open somewhere: park it */
 #define MXFS_FSYNC_DATA 1    /* fdatasync */
+#define MXFS_MAP_WRITE 1     /* every hole in the range gets blocks, not yet written; arg_seq: how much of it at least */
+#define MXFS_COPY_CLONE 1    /* share the blocks (reflink), all of `length`, or fail */
+#define MXFS_COPY_DEDUPE 2   /* the same, but only if both ranges are equal: EILSEQ otherwise */
+
+/* Blocks may be asked for, and are given, in these portions. */
+#define MXFS_MAP_EXTENTS_MAX 128
+#define MXFS_MAP_BYTES_MAX 1073741824
+#define MXFS_COMMIT_RANGES_MAX 1024
 
 /* SETATTR's `valid`. Without _SET a time becomes the holder's now. */
 #define MXFS_SET_MODE 1
@@ -229,6 +241,29 @@ struct mxfs_wire_lock {
 	__le32 node;
 	__le32 lock_type;
 	__le32 pad;
+};
+
+/*
+ * MAP's data: extents in rising order without gaps, from one that has `offset` in it; all multiples of the block size, which is
+ * in `value`. 32 bytes.
+ */
+struct mxfs_wire_extent {
+	__le64 offset;
+	__le64 length;
+	__le64 addr;  /* in bytes from the beginning of the device; a hole has none */
+	__le32 state; /* enum mxfs_extent_state */
+	__le32 pad;
+};
+enum mxfs_extent_state {
+	MXFS_EXTENT_HOLE = 0,
+	MXFS_EXTENT_UNWRITTEN = 1, /* has blocks, reads as zeros until it is committed */
+	MXFS_EXTENT_WRITTEN = 2,
+};
+
+/* COMMIT's data; 16 bytes each. */
+struct mxfs_wire_range {
+	__le64 offset;
+	__le64 length;
 };
 
 #endif /* MXFS_FSOP_H */

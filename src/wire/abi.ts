@@ -538,12 +538,18 @@ export const MXFS_FSOP_WINDOW_MAX = 1024;
 export const MXFS_FSOP_LOCK_WAITS_MAX = 4096;
 export const MXFS_FSOP_RETRY_MS = 1000;
 export const MXFS_FSOP_VERSION = 1;
-export const MXFS_FSOP_OP_MAX = 25;
+export const MXFS_FSOP_OP_MAX = 29;
 export const MXFS_UNLINK_DIR = 1;
 export const MXFS_UNLINK_PARK = 2;
 export const MXFS_MAKE_EXCL = 1;
 export const MXFS_RENAME_PARK = 65536;
 export const MXFS_FSYNC_DATA = 1;
+export const MXFS_MAP_WRITE = 1;
+export const MXFS_COPY_CLONE = 1;
+export const MXFS_COPY_DEDUPE = 2;
+export const MXFS_MAP_EXTENTS_MAX = 128;
+export const MXFS_MAP_BYTES_MAX = 1073741824;
+export const MXFS_COMMIT_RANGES_MAX = 1024;
 export const MXFS_SET_MODE = 1;
 export const MXFS_SET_UID = 2;
 export const MXFS_SET_GID = 4;
@@ -594,6 +600,10 @@ export const MXFS_FSOP_GETLK = 22;
 export const MXFS_FSOP_CANCELLK = 23;
 export const MXFS_FSOP_REAP = 24;
 export const MXFS_FSOP_FALLOCATE = 25;
+export const MXFS_FSOP_MAP = 26;
+export const MXFS_FSOP_COMMIT = 27;
+export const MXFS_FSOP_COPY = 28;
+export const MXFS_FSOP_SEEK = 29;
 
 /** enum mxfs_fsop_op */
 export const FsopOp = {
@@ -622,6 +632,10 @@ export const FsopOp = {
   CANCELLK: 23,
   REAP: 24,
   FALLOCATE: 25,
+  MAP: 26,
+  COMMIT: 27,
+  COPY: 28,
+  SEEK: 29,
 } as const;
 export type FsopOp = (typeof FsopOp)[keyof typeof FsopOp];
 export const FsopOpName: Readonly<Record<number, keyof typeof FsopOp | undefined>> = {
@@ -650,6 +664,27 @@ export const FsopOpName: Readonly<Record<number, keyof typeof FsopOp | undefined
   23: "CANCELLK",
   24: "REAP",
   25: "FALLOCATE",
+  26: "MAP",
+  27: "COMMIT",
+  28: "COPY",
+  29: "SEEK",
+};
+
+export const MXFS_EXTENT_HOLE = 0;
+export const MXFS_EXTENT_UNWRITTEN = 1;
+export const MXFS_EXTENT_WRITTEN = 2;
+
+/** enum mxfs_extent_state */
+export const ExtentState = {
+  HOLE: 0,
+  UNWRITTEN: 1,
+  WRITTEN: 2,
+} as const;
+export type ExtentState = (typeof ExtentState)[keyof typeof ExtentState];
+export const ExtentStateName: Readonly<Record<number, keyof typeof ExtentState | undefined>> = {
+  0: "HOLE",
+  1: "UNWRITTEN",
+  2: "WRITTEN",
 };
 
 // ---- disk.h

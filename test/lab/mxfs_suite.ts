@@ -88,6 +88,7 @@ export class Suite {
         await body();
         this.volume.checkKernelLogs(options.expected);
       } catch (error) {
+        process.stderr.write(`--- ${sentence}: ${error instanceof Error ? error.message : String(error)}\n`);
         await this.#tellMore();
         throw error;
       } finally {

@@ -272,7 +272,13 @@ static int mxfs_part_write(struct inode *inode, struct page **pages, unsigned in
 	nofs = memalloc_nofs_save();
 	old = override_creds(mxfs_kernel_cred);
 	attr.fh.ino = 0;
-	err = mxfs_lower_fresh(inode);
+	/*
+	 * The lower file's end first has to reach as far as this node has written by itself: a write behind its end makes XFS zero
+	 * what lies between, also in a block that has our data already.
+	 */
+	err = min(mxfs_map_commit_gated(inode, NULL), 0);
+	if (!err)
+		err = mxfs_lower_fresh(inode);
 	while (!err && done < len) {
 		iov_iter_bvec(&iter, WRITE, bv, count, len);
 		iov_iter_advance(&iter, done);

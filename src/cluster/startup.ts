@@ -14,7 +14,7 @@
  * volume and unkind to a slow mount.
  */
 import type { DiskHeader, HeaderMember } from "../disk/lockstate.js";
-import { headerMismatch } from "../disk/lockstate.js";
+import { HEADER_MEMBER_STATE, headerMismatch } from "../disk/lockstate.js";
 import { type HeartbeatRecord, JOURNAL_STATE } from "../disk/record.js";
 import { hexKey, MXFS_PR_TYPE } from "../disk/reservation.js";
 import { MXFS_DISK_CLUSTER_KEY_SIZE, MXFS_WIRE_VERSION, NodeState, Role } from "../wire/abi.js";
@@ -553,11 +553,18 @@ export class Startup {
       }
     }
     await waitForDrain(state);
+    // A holder that was just leaving may have released the reservation before its key was preempted: then nobody has it.
+    if (pr !== null) {
+      const reservation = await pr.readReservation();
+      state.alive();
+      if (reservation.kind === "error") return { again: `READ RESERVATION fails: ${reservation.message}` };
+      if (reservation.kind !== "held" || reservation.key !== state.key) return "at-once";
+    }
     if (state.role !== Role.NONE) await this.changeRole(Role.NONE, 0);
     await this.markRecovery();
     await this.changeRole(Role.HOLDER, state.self);
     const header = await this.headerAfterMount();
-    state.header = header;
+    state.header = header === null ? null : withoutOthers(header, state.self);
     if (header !== null) state.raiseEpoch(header.epoch);
     const old_slot = header?.members.find((member) => member.node === state.self)?.slot;
     const { node, incarnation, address, port } = state.config.self;
@@ -922,6 +929,17 @@ class HeartbeatWatch {
     this.#missed.set(key, since);
     return now - since;
   }
+}
+
+/**
+ * The last view's header, when nobody of that view goes on: who was active in it and has not left is fenced now, but may
+ * only have stood still, and have writes queued. Until it is seen to come back the reservation must not be released.
+ */
+function withoutOthers(header: DiskHeader, self: number): DiskHeader {
+  const members = header.members.map((member) =>
+    member.node === self ? member : { ...member, state: HEADER_MEMBER_STATE.DEAD },
+  );
+  return { ...header, members };
 }
 
 function evicted(state: ClusterState): StartupFailed {

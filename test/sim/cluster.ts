@@ -53,7 +53,10 @@ export class Cluster {
   readonly storyLines: string[] = [];
   violation: string | null = null;
   commits = 0;
+  /** Writes do not fail, and are never seen half done. */
+  calm = true;
   #serial = 0;
+  readonly #journalStates = new Map<number, { readonly state: number; readonly since: number }>();
   readonly #views = new Map<bigint, string>();
   #lastView: View | null = null;
 
@@ -149,7 +152,10 @@ export class Cluster {
       // An unmounting node may be taken over by agreement.
       if (host.kernel.incarnation !== member.incarnation || host.kernel.unmounting) return false;
       if (prKey(member.node, member.incarnation) !== victim && !host.isRegistered()) return false;
-      return now - host.beatAt < nodeTimeoutMs / 2 && !host.kernel.fenced;
+      // Its beats are seen by who reads: one that has just begun again cannot have been.
+      return (
+        now - host.beatAt < nodeTimeoutMs / 2 && now - host.beatBefore < nodeTimeoutMs && !host.kernel.fenced
+      );
     };
     const inside = view.members.some((m) => prKey(m.node, m.incarnation) === by.key);
     const living = view.members.find((m) => prKey(m.node, m.incarnation) !== victim && beats(m));
@@ -168,11 +174,14 @@ export class Cluster {
   }
 
   journalWritten(by: Host, slot: number, record: JournalRecord): void {
-    const before = this.disk.journals()[slot] ?? null;
+    // The slot itself may be torn.
+    const before = this.#journalStates.get(slot);
     const recovered =
       before?.state === JOURNAL_STATE.RECOVERING || before?.state === JOURNAL_STATE.NEEDS_RECOVERY;
+    const since = recovered ? before.since : this.time.now;
+    this.#journalStates.set(slot, { state: record.state, since });
     const done = record.state !== JOURNAL_STATE.RECOVERING && record.state !== JOURNAL_STATE.NEEDS_RECOVERY;
-    if (recovered && done && !by.kernel.xfs) {
+    if (recovered && done && by.kernel.xfsMountedAt < since) {
       this.violate(
         `rule 9: ${by.name} says that journal slot ${slot} is recovered before it has mounted the XFS`,
       );

@@ -13,6 +13,7 @@ import type {
   Rejoin,
   RoleChangeResult,
   View,
+  WriteOutcome,
 } from "../../src/cluster/ports.js";
 import { prKey } from "../../src/cluster/ports.js";
 import type { Mistake } from "../../src/cluster/state.js";
@@ -52,6 +53,8 @@ export class Kernel {
   state: KernelState = "idle";
   role: Role = Role.NONE;
   xfs = false;
+  /** When this mount last had the XFS mounted, which replays its log. */
+  xfsMountedAt = -1;
   gateOpen = false;
   epoch = 0n;
   /** As the last VIEW said. */
@@ -78,6 +81,8 @@ export class Host {
   daemon: Daemon | null = null;
   incarnation = 0;
   powered = true;
+  /** Its clock is so much ahead of the world's. */
+  clockAhead = 0;
   /** Kernel operations take this much longer (a fault). */
   stallUntil = 0;
   /** The whole machine stands still until then (a fault): neither kernel nor daemon do anything. */
@@ -99,6 +104,7 @@ export class Host {
   registered = false;
   /** When its last heartbeat was written, and of which incarnation. */
   beatAt = -1_000_000;
+  beatBefore = -1_000_000;
   beatAs = 0;
   /** What it held when its power was cut. */
   lastWords: {
@@ -118,6 +124,7 @@ export class Host {
     readonly mistakes: ReadonlySet<Mistake>,
     readonly persistMistakes: ReadonlySet<PersistMistake> = new Set(),
   ) {
+    this.clockAhead = index * 10_000_019;
     this.nexus = `host${index}`;
     this.uuid = `00000000-0000-4000-8000-${index.toString(16).padStart(12, "0")}`;
   }
@@ -139,7 +146,7 @@ export class Host {
       !kernel.fenced &&
       !kernel.unmounting &&
       !kernel.recovering &&
-      kernel.leaseUntil > this.cluster.time.now
+      kernel.leaseUntil > this.now()
     );
   }
 
@@ -199,6 +206,7 @@ export class Host {
     if (this.powered) return;
     this.story("power on");
     this.powered = true;
+    this.clockAhead = this.cluster.random.int(-900_000, 1_000_000_000);
     this.frozenUntil = 0;
     this.diskLostUntil = 0;
     this.kernel = new Kernel();
@@ -215,6 +223,17 @@ export class Host {
   stall(ms: number): void {
     this.story(`kernel stalls for ${ms} ms`);
     this.stallUntil = this.cluster.time.now + ms;
+  }
+
+  /** CLOCK_BOOTTIME of this host: another one on each, and new at every boot. */
+  now(): number {
+    return this.cluster.time.now + this.clockAhead;
+  }
+
+  /** The clock leaps: what was to last that long is over at once. */
+  leap(ms: number): void {
+    this.story(`clock leaps by ${ms} ms`);
+    this.clockAhead += ms;
   }
 
   get frozen(): boolean {
@@ -331,6 +350,28 @@ export class Host {
     return "ok";
   }
 
+  /**
+   * A write takes time: first half of it is on the disk, then all of it. A power cut or a fence between leaves it torn.
+   * Now and then it fails, and nobody knows how much of it has landed.
+   */
+  private async land(tear: () => void, whole: () => void): Promise<WriteOutcome> {
+    const { cluster, kernel } = this;
+    const attempt = (action: () => void): "ok" | "conflict" | null =>
+      cluster.guarded(() => {
+        const written = this.write();
+        if (written === "ok") action();
+        return written;
+      });
+    if (cluster.calm) return attempt(whole) === "ok" ? { kind: "ok" } : { kind: "conflict" };
+    if (attempt(tear) !== "ok") return { kind: "conflict" };
+    await cluster.time.sleep(cluster.random.int(1, 4));
+    if (!this.powered || this.kernel !== kernel) await new Promise<never>(() => undefined);
+    const fault = cluster.random.chance(0.02);
+    if (fault && cluster.random.chance(0.5)) return { kind: "error", message: "the write failed" };
+    if (attempt(whole) !== "ok") return { kind: "conflict" };
+    return fault ? { kind: "error", message: "the write failed, perhaps" } : { kind: "ok" };
+  }
+
   private preempt(key: bigint, victim: bigint): boolean {
     const { target } = this.cluster;
     const was_holder = target.reservation?.key === victim;
@@ -352,7 +393,7 @@ export class Host {
     };
     return {
       clock: {
-        now: () => time.now,
+        now: () => this.now(),
         setTimer: (delayMs, action) => {
           const item = { cancelled: false };
           const fire = (): void => {
@@ -516,13 +557,12 @@ export class Host {
         writeHeader: async (_location, header) => {
           await this.take(daemon, 1, 40);
           if (this.diskLost) return { kind: "error", message: "transport error" };
-          const result = cluster.guarded(() => {
-            const written = this.write();
-            if (written === "ok") disk.writeHeader(header);
-            return written;
-          });
+          const outcome = await this.land(
+            () => disk.tearHeader(header),
+            () => disk.writeHeader(header),
+          );
           await this.take(daemon, 1, 10);
-          return { kind: result ?? "conflict" };
+          return outcome;
         },
         readHeartbeats: async () => {
           await this.take(daemon, 1, 20);
@@ -537,13 +577,12 @@ export class Host {
         writeJournal: async (_location, slot, record) => {
           await this.take(daemon, 1, 20);
           if (this.diskLost) return { kind: "error", message: "transport error" };
-          const result = cluster.guarded(() => {
-            const written = this.write();
-            if (written === "ok") cluster.journalWritten(this, slot, record);
-            return written;
-          });
+          const outcome = await this.land(
+            () => disk.tearJournal(slot),
+            () => cluster.journalWritten(this, slot, record),
+          );
           await this.take(daemon, 1, 5);
-          return { kind: result ?? "conflict" };
+          return outcome;
         },
         readLockArea: async () => {
           await this.take(daemon, 5, 60, cluster.lockRandom);
@@ -645,6 +684,7 @@ export class Host {
       if (this.diskLost || cluster.guarded(() => this.write()) !== "ok")
         return { error: 5, message: "XFS: log mount failed" };
       kernel.xfs = true;
+      kernel.xfsMountedAt = cluster.time.now;
       cluster.disk.lockstate = true;
     } else {
       await this.inKernel(kernel, 5, kernel.xfs ? 800 : 50);
@@ -657,7 +697,7 @@ export class Host {
   private async heartbeatLoop(daemon: Daemon, run: number): Promise<void> {
     const { time, disk, random } = this.cluster;
     for (;;) {
-      const started_at = time.now;
+      const started_at = this.now();
       await this.take(daemon, 1, 40);
       const beat = daemon.heartbeat;
       if (beat === null || daemon.heartbeatRun !== run) return;
@@ -667,8 +707,18 @@ export class Host {
         daemon.core?.heartbeatFailed({ kind: "error", message: "transport error" });
       } else if (written === "conflict") {
         daemon.core?.heartbeatFailed({ kind: "conflict", message: "EBADE" });
+      } else if (written === "ok" && !this.cluster.calm && random.chance(0.02)) {
+        // Nobody knows what has landed.
+        if (random.chance(0.5)) disk.tearHeartbeat(beat.slot);
+        daemon.core?.heartbeatFailed({ kind: "error", message: "the write failed" });
       } else if (written === "ok") {
+        if (!this.cluster.calm && random.chance(0.1)) {
+          disk.tearHeartbeat(beat.slot);
+          await time.sleep(random.int(1, 4));
+          if (!this.powered || !daemon.alive) return;
+        }
         disk.writeHeartbeat(beat.slot, { ...beat.contents, sequence: ++daemon.sequence });
+        this.beatBefore = this.beatAt;
         this.beatAt = time.now;
         this.beatAs = beat.contents.incarnation;
         if (this.beatLagMs > 0) {
@@ -679,7 +729,7 @@ export class Host {
       }
       await this.take(daemon, 1, 20);
       if (daemon.heartbeat === null || daemon.heartbeatRun !== run) return;
-      if (!this.diskLost) daemon.core?.heartbeatsRead(disk.heartbeats(), time.now);
+      if (!this.diskLost) daemon.core?.heartbeatsRead(disk.heartbeats(), this.now());
       const slow = random.chance(0.01) ? random.int(0, 2500) : 0;
       await this.take(daemon, this.timings.heartbeatMs - 20 + slow, this.timings.heartbeatMs + slow);
       if (daemon.heartbeat === null || daemon.heartbeatRun !== run) return;

@@ -12,6 +12,8 @@ export interface Side {
   readonly daemon: Daemon;
   /** The core was told that it is up, and not yet that it is lost. */
   up: boolean;
+  /** Nothing more comes here, though what is said here still gets out. */
+  deaf: boolean;
   lastArrivalAt: number;
 }
 
@@ -32,6 +34,16 @@ export class Network {
     this.#cut.add(pair(a, b));
     const connection = this.#connections.get(pair(a, b));
     if (connection !== undefined) this.break(connection, 200, 4000);
+  }
+
+  /** What `from` says does not reach `to` any more; the other way all is well, until both give up. */
+  cutOneWay(from: Host, to: Host): void {
+    this.#cut.add(pair(from, to));
+    const connection = this.#connections.get(pair(from, to));
+    if (connection === undefined || connection.broken) return;
+    for (const side of connection.sides) if (side.host === to) side.deaf = true;
+    const { time, random } = this.cluster;
+    time.at(random.int(1000, 12_000), () => this.break(connection, 0, 2000));
   }
 
   healAll(): void {
@@ -100,8 +112,8 @@ export class Network {
     if (da.clusterKey === null || da.clusterKey !== db.clusterKey) return false;
     const now = this.cluster.time.now;
     const sides: [Side, Side] = [
-      { host: a, daemon: da, up: true, lastArrivalAt: now },
-      { host: b, daemon: db, up: true, lastArrivalAt: now },
+      { host: a, daemon: da, up: true, deaf: false, lastArrivalAt: now },
+      { host: b, daemon: db, up: true, deaf: false, lastArrivalAt: now },
     ];
     this.#connections.set(pair(a, b), { sides, broken: false });
     da.core?.peerConnected(b.node, b.kernel.incarnation);
@@ -145,7 +157,7 @@ export class Network {
     const other = this.cluster.hostOf(node);
     const connection = other === undefined ? undefined : this.#connections.get(pair(host, other));
     const to = connection?.sides.find((side) => side.host === other);
-    if (connection === undefined || to === undefined || connection.broken) return;
+    if (connection === undefined || to === undefined || connection.broken || to.deaf) return;
     const { time } = this.cluster;
     const slow = random.chance(0.01) ? random.int(0, 1500) : 0;
     const arrival = Math.max(to.lastArrivalAt, time.now + random.int(1, 15) + slow);
@@ -155,7 +167,7 @@ export class Network {
         time.at(to.host.frozenUntil - time.now, arrive);
         return;
       }
-      if (connection.broken || !to.daemon.alive) return;
+      if (connection.broken || to.deaf || !to.daemon.alive) return;
       deliver(to);
     };
     time.at(arrival - time.now, arrive);

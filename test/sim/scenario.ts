@@ -54,6 +54,7 @@ export async function runSeed(seed: number, options: ScenarioOptions = {}): Prom
 
 async function play(cluster: Cluster, actionCount: number): Promise<void> {
   const { random, hosts } = cluster;
+  cluster.calm = false;
   const first = random.int(1, hosts.length);
   for (const host of hosts.slice(0, first))
     cluster.time.at(random.int(0, random.chance(0.5) ? 30 : 4000), () => host.mount());
@@ -96,14 +97,22 @@ function act(cluster: Cluster): void {
   } else if (dice < 65) {
     host.killDaemon();
   } else if (dice < 75) {
-    cluster.story(`network cut between ${host.name} and ${other.name}`);
-    network.cut(host, other);
+    if (random.chance(0.4)) {
+      cluster.story(`network cut from ${host.name} to ${other.name}, not back`);
+      network.cutOneWay(host, other);
+    } else {
+      cluster.story(`network cut between ${host.name} and ${other.name}`);
+      network.cut(host, other);
+    }
   } else if (dice < 80) {
     cluster.story(`network of ${host.name} cut`);
     for (const h of hosts) if (h !== host) network.cut(host, h);
-  } else if (dice < 90) {
+  } else if (dice < 88) {
     cluster.story("network heals");
     network.healAll();
+  } else if (dice < 92) {
+    // Within what the lease rules allow for (10 %). More happens only to a host that stood still for as long: freeze.
+    host.leap(random.int(50, 300));
   } else {
     host.stall(random.int(1000, 45_000));
   }
@@ -113,6 +122,7 @@ function act(cluster: Cluster): void {
 async function quieten(cluster: Cluster): Promise<void> {
   if (cluster.violation !== null) return;
   cluster.story("---- quiet");
+  cluster.calm = true;
   cluster.network.healAll();
   for (const host of cluster.hosts) host.stallUntil = 0;
   await cluster.pass(90_000);

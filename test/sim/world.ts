@@ -225,6 +225,8 @@ export class SharedDisk {
   #journals: (JournalRecord | null)[] = new Array<JournalRecord | null>(64).fill(null);
   #slots: (HeartbeatRecord | null)[] = new Array<HeartbeatRecord | null>(64).fill(null);
   lastHeaderEpoch = 0n;
+  lastHeaderSequence = 0n;
+  #chosen: DiskHeader | null = null;
 
   readonly location: LockstateLocation = {
     ino: 131n,
@@ -234,16 +236,43 @@ export class SharedDisk {
     extents: [{ fileOffset: 0, deviceOffset: 1 << 20, length: 1048576 + 512 * 1024 }],
   };
 
+  /** What a reader chooses: decoded once, when a copy changes. */
   header(): DiskHeader | null {
+    return this.#chosen;
+  }
+  #setHeader(header: DiskHeader, bytes: Uint8Array): void {
+    this.#headers[Number(header.sequence & 1n) as 0 | 1] = bytes;
     const [a, b] = this.#headers;
-    return chooseHeader(tryDecodeHeader(a, VOLUME), tryDecodeHeader(b, VOLUME));
+    this.#chosen = chooseHeader(tryDecodeHeader(a, VOLUME), tryDecodeHeader(b, VOLUME));
+  }
+  /** Half of it has landed: that copy holds nothing. */
+  tearHeader(header: DiskHeader): void {
+    const bytes = encodeHeader(header);
+    bytes.fill(0xa5, bytes.length / 2);
+    this.#setHeader(header, bytes);
+    const other = this.header();
+    if (other === null && header.sequence > 1n) {
+      throw new Violation(`rule epochs-rise: header ${header.sequence} was written over the only good copy`);
+    }
+  }
+  /** Half of it has landed. */
+  tearHeartbeat(slot: number): void {
+    this.#slots[slot] = null;
+  }
+  tearJournal(slot: number): void {
+    this.#journals[slot] = null;
   }
   writeHeader(header: DiskHeader): void {
-    if (header.epoch <= this.lastHeaderEpoch) {
-      throw new Violation(`header epoch ${header.epoch} written after ${this.lastHeaderEpoch}`);
+    // The same one again is a repeated write of which nobody knew whether it had landed.
+    const again = header.epoch === this.lastHeaderEpoch && header.sequence === this.lastHeaderSequence;
+    if (header.epoch <= this.lastHeaderEpoch && !again) {
+      throw new Violation(
+        `rule epochs-rise: header epoch ${header.epoch} written after ${this.lastHeaderEpoch}`,
+      );
     }
     this.lastHeaderEpoch = header.epoch;
-    this.#headers[Number(header.sequence & 1n) as 0 | 1] = encodeHeader(header);
+    this.lastHeaderSequence = header.sequence;
+    this.#setHeader(header, encodeHeader(header));
     if (this.header()?.sequence !== header.sequence) {
       throw new Violation(`header sequence ${header.sequence} written below the other copy's`);
     }

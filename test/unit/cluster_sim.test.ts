@@ -9,7 +9,7 @@ import type { Mistake } from "../../src/cluster/state.js";
 import type { PersistMistake } from "../../src/disk/lock_persister.js";
 import { runSeed } from "../sim/scenario.js";
 
-const SEEDS = 100;
+const SEEDS = 60;
 
 test(`${SEEDS} seeds of mounts, faults and unmounts break no rule and end with everybody served`, async () => {
   let commits = 0;

@@ -258,7 +258,15 @@ export class HandOver {
   /** TAKE_OVER from the holder. */
   async takeOver(from: number, message: ClusterMessageOf<"TAKE_OVER">): Promise<void> {
     const { state, coordinator } = this;
-    if (state.view === null || from !== state.view.holder || state.role !== Role.MEMBER) {
+    // We have taken it for dead: one of the two ways to take it over, not both. If we were wrong, this one is left.
+    await state.until(() => (state.contested ? undefined : true), 4 * state.timings.nodeTimeoutMs);
+    if (
+      state.contested ||
+      state.view === null ||
+      from !== state.view.holder ||
+      state.role !== Role.MEMBER ||
+      !state.connected.has(from)
+    ) {
       state.log("warn", "ignored a TAKE_OVER from a node that is not our holder", { from: hexNode(from) });
       return;
     }

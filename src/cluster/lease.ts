@@ -288,8 +288,11 @@ export class LeaseKeeper {
   }
 
   private forgiveOwnGap(atMs: number): void {
-    const gap = this.#lastReadAt < 0 ? 0 : atMs - this.#lastReadAt;
+    const first = this.#lastReadAt < 0;
+    const gap = first ? 0 : atMs - this.#lastReadAt;
     this.#lastReadAt = atMs;
+    // A newcomer reads no heartbeats before it has a slot: silence that nobody listened to is none.
+    if (first) for (const account of this.#accounts.values()) account.heartbeatMovedAt = atMs;
     if (gap <= 3 * this.state.timings.heartbeatMs) return;
     this.state.log("warn", "this node read no heartbeats for a while: others get as long to show life", {
       gapMs: gap,

@@ -65,6 +65,8 @@ export class Coordinator {
   #committed = new Set<number>();
   /** Our own kernel refused to tell its locks. */
   #rebuildError: { readonly error: unknown } | null = null;
+  /** Our own rebuild ended without having told our locks, and no other view has superseded it. */
+  #rebuildGaveUp = false;
 
   readonly journal: JournalSlots;
 
@@ -310,6 +312,7 @@ export class Coordinator {
     this.#rebuilt.clear();
     this.#committed.clear();
     this.#rebuildError = null;
+    this.#rebuildGaveUp = false;
     participant.begin(view);
     const missing = await participant.connectAll(view, timeout, () => this.isVoid(plan));
     if (this.isVoid(plan)) return false;
@@ -353,6 +356,7 @@ export class Coordinator {
     void participant.rebuild(view).then(
       (done) => {
         if (done) this.#rebuilt.add(state.self);
+        else if (state.next === view) this.#rebuildGaveUp = true;
         state.poke();
       },
       (error: unknown) => {
@@ -398,7 +402,7 @@ export class Coordinator {
     const lacking = (): MemberInfo[] => members.filter((member) => !answered(member.node));
     const outcome = await state.until<"all" | "again">(
       () =>
-        this.isVoid(plan) || this.#rebuildError !== null
+        this.isVoid(plan) || this.#rebuildError !== null || this.#rebuildGaveUp
           ? "again"
           : lacking().length === 0
             ? "all"

@@ -11,7 +11,8 @@
  *
  * Known weakness: a holder that dies (or takes very long) between its RESERVE and its first header is waited for
  * most of the start-up time, since nothing tells whether it lives; then its key is preempted, which is safe for the
- * volume and unkind to a slow mount.
+ * volume and unkind to a slow mount. A volume whose lockstate stays unreadable, with nobody holding the reservation, is
+ * waited for as long: those who live take the reservation again in that time.
  */
 import type { DiskHeader, HeaderMember } from "../disk/lockstate.js";
 import { HEADER_MEMBER_STATE, headerMismatch } from "../disk/lockstate.js";
@@ -49,6 +50,9 @@ export class StartupFailed extends Error {
 /** again: from the top after a heartbeat period, because of `why`; at-once: from the top now. */
 type TryOutcome = "done" | "at-once" | { readonly again: string };
 
+/** damaged: both copies were read and neither is sound; as good as absent, to who has the XFS mounted. */
+type HeaderRead = DiskHeader | "not found" | "unreadable" | "damaged" | "no header";
+
 export class Startup {
   #deadline = 0;
   #twinsChecked = false;
@@ -61,6 +65,8 @@ export class Startup {
   #heardSerial = 0;
   /** Since when each key has held the reservation without a header of its own to show for it. */
   readonly #keySince = new Map<bigint, number>();
+  /** Since when nobody has had the reservation while lockstate could not be read. */
+  #blindSince: number | null = null;
   readonly #watch: HeartbeatWatch;
 
   constructor(
@@ -82,13 +88,18 @@ export class Startup {
     if (state.ports.pr !== null) await this.probe(state.ports.pr);
     if (state.config.rejoin !== null) await this.rejoin(state.config.rejoin);
     else await this.elect();
-    const leased = await state.until(
-      () => (this.lease.leaseUntil > state.now() ? true : undefined),
-      state.timings.nodeTimeoutMs,
-    );
+    // The holder may die meanwhile: the kernel is told READY behind the takeover, not in the middle of it.
+    const recovers = (): boolean => state.contested || state.recovering.size > 0;
+    let leased: true | null;
+    do {
+      leased = await state.until(
+        () => (this.lease.leaseUntil > state.now() && !recovers() ? true : undefined),
+        2 * state.timings.nodeTimeoutMs,
+      );
+    } while (leased === null && recovers());
     const view = state.view;
     if (leased === null || view === null) {
-      throw new StartupFailed(ERRNO.ETIMEDOUT, "in the view, and no lease came within the node timeout");
+      throw new StartupFailed(ERRNO.ETIMEDOUT, "in the view, and no lease came within two node timeouts");
     }
     state.ports.kernel.ready(state.role, view.epoch, view.holder, this.lease.leaseUntil);
     state.log("info", "started", {
@@ -222,16 +233,14 @@ export class Startup {
     // 2. Nobody has it: the target decides who is first.
     if (held_by === null) {
       const living = await this.livingView();
-      if (living !== null) {
-        const why = `the target has lost the reservation while node ${hexNode(living.node)} is mounted: its holder is to take it again`;
-        return { again: why };
-      }
+      if (living !== null) return { again: `nobody has the reservation, and ${living}` };
       const reserved = await pr.reserve(state.key);
       state.alive();
       if (reserved.kind === "conflict") return "at-once";
       if (reserved.kind !== "ok") return { again: `RESERVE fails: ${describe(reserved)}` };
       return this.becomeHolder();
     }
+    this.#blindSince = null;
     const header = await this.readHeader();
     // Reserved in an earlier try; or our own earlier mount had it, and our key has replaced that one's at the target.
     if (held_by === state.key) {
@@ -290,7 +299,7 @@ export class Startup {
   private async checkTwins(keys: readonly bigint[]): Promise<void> {
     const { state } = this;
     const ours = [...new Set(keys.filter((key) => keyNode(key) === state.self))];
-    if (ours.length > 0 && typeof (await this.readHeader()) !== "string") {
+    if (ours.length > 0 && typeof (await this.readHeaderPatiently()) !== "string") {
       const until = state.now() + TWIN_PERIODS * state.timings.heartbeatMs;
       while (state.now() < until) {
         await this.readHeartbeats();
@@ -310,20 +319,36 @@ export class Startup {
 
   /**
    * Nobody has the reservation. If the header all the same names members whose heartbeats move, the target has lost it
-   * under a living cluster, where an XFS is mounted: hands off. Null: nobody of the last view lives.
+   * under a living cluster, where an XFS is mounted: hands off. A header that is damaged hides who they are, not that
+   * somebody heartbeats; lockstate that cannot be read hides everything, so the living get the time to take the
+   * reservation again. Null: nobody of the last view lives. Otherwise why this node waits.
    */
-  private async livingView(): Promise<HeaderMember | null> {
+  private async livingView(): Promise<string | null> {
     const { state } = this;
     const header = await this.readHeader();
-    if (typeof header === "string") return null;
-    const others = activeMembers(header).filter((member) => member.node !== state.self);
-    if (others.length === 0) return null;
+    if (header === "unreadable") {
+      this.#blindSince ??= state.now();
+      if (state.now() - this.#blindSince >= 0.75 * state.timings.startupMs) return null;
+      return "lockstate cannot be read: whoever is mounted is to take it again";
+    }
+    this.#blindSince = null;
+    if (typeof header === "string" && header !== "damaged") return null;
+    const others =
+      typeof header === "string"
+        ? null
+        : activeMembers(header).filter((member) => member.node !== state.self);
+    if (others?.length === 0) return null;
     const until = state.now() + TWIN_PERIODS * state.timings.heartbeatMs;
     this.#watch.reset();
     for (;;) {
       await this.readHeartbeats();
-      const living = others.find((member) => this.#watch.moved(member.node, member.incarnation));
-      if (living !== undefined) return living;
+      const living = others?.find((member) => this.#watch.moved(member.node, member.incarnation));
+      if (living !== undefined) {
+        return `node ${hexNode(living.node)} is mounted: the target has lost it, and its holder is to take it again`;
+      }
+      if (others === null && this.#watch.anyMoved(state.timings.nodeTimeoutMs, state.now())) {
+        return "somebody heartbeats, though the header is damaged: the target has lost it";
+      }
       if (state.now() >= until) return null;
       await state.pause(state.timings.heartbeatMs / 2);
     }
@@ -586,7 +611,7 @@ export class Startup {
 
   /** Nobody of the last view lives, and it has not left in order: our mount replays its log. */
   private async markRecovery(): Promise<void> {
-    const before = await this.readHeader();
+    const before = await this.readHeaderPatiently();
     if (typeof before === "string") return;
     const old = activeMembers(before).find((member) => member.node === before.holder);
     if (old !== undefined) await this.coordinator.journal.mark(old, JOURNAL_STATE.RECOVERING);
@@ -787,8 +812,7 @@ export class Startup {
 
   // ---- reading the disk -------------------------------------------------------------------------------------
 
-  /** damaged: both copies were read and neither is sound; as good as absent, to who has the XFS mounted. */
-  private async readHeader(): Promise<DiskHeader | "not found" | "unreadable" | "damaged" | "no header"> {
+  private async readHeader(): Promise<HeaderRead> {
     const { state } = this;
     const { disk } = state.ports;
     const located = await disk.locateLockstate();
@@ -816,6 +840,15 @@ export class Startup {
     state.ports.net.setClusterKey(outcome.header.clusterKey);
     state.raiseEpoch(outcome.header.epoch);
     return outcome.header;
+  }
+
+  /** As readHeader(); what was read in the middle of a write is read again. */
+  private async readHeaderPatiently(): Promise<HeaderRead> {
+    for (let reads = 1; ; reads++) {
+      const header = await this.readHeader();
+      if (header !== "unreadable" || reads >= DAMAGED_READS) return header;
+      await this.state.pause(this.state.timings.heartbeatMs / 4);
+    }
   }
 
   private async readHeartbeats(): Promise<void> {

@@ -91,6 +91,8 @@ export class Host {
   diskLostUntil = 0;
   /** The next heartbeat is reported to the core this much after it was written (a slow thread). */
   beatLagMs = 0;
+  /** Lockstate cannot be found on the raw disk (a fault). */
+  lockstateUnreadable = false;
   /** LOCK_DUMP is refused (a fault). */
   refuseDump = false;
   /** Another volume that is in use on the LUN (a fault). */
@@ -380,7 +382,7 @@ export class Host {
     return done;
   }
 
-  private ports(daemon: Daemon, kernel: Kernel): Ports {
+  ports(daemon: Daemon, kernel: Kernel): Ports {
     const { cluster } = this;
     const { time, target, disk, random } = cluster;
     const outcome = (done: boolean): PrOutcome => ({ kind: done ? "ok" : "conflict" });
@@ -539,7 +541,8 @@ export class Host {
         locateLockstate: async () => {
           await this.take(daemon, 5, 60);
           if (this.diskLost) return { kind: "unreadable", message: "transport error" };
-          if (random.chance(0.02)) return { kind: "unreadable", message: "read in the middle of a write" };
+          if (this.lockstateUnreadable || random.chance(0.02))
+            return { kind: "unreadable", message: "read in the middle of a write" };
           return disk.lockstate ? { kind: "found", location: disk.location } : { kind: "not-found" };
         },
         otherVolumeOnLun: async () => {

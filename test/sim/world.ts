@@ -281,6 +281,7 @@ export class SharedDisk {
   damage(): void {
     this.wasDamaged = true;
     this.#headers = [new Uint8Array(4096).fill(0x41), new Uint8Array(4096).fill(0x42)];
+    this.#chosen = null;
     this.#slots = this.#slots.map(() => null);
   }
   /** What is wrong with the copies of the header, those that were never written apart. */

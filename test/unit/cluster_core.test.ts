@@ -120,6 +120,49 @@ test("a daemon that is restarted keeps its slot and its key, as a member and as 
   });
 });
 
+test("a holder's restarted daemon whose first heartbeat takes longer than the node timeout serves in the end", async () => {
+  for (let seed = 1; seed <= 8; seed++) {
+    await on({ hostCount: 1, seed }, async (cluster, hosts) => {
+      const host = at(hosts, 0);
+      host.mount();
+      await cluster.pass(10_000);
+      const before = host.daemon;
+      host.killDaemon();
+      await cluster.pass(5000, () => host.daemon !== null && host.daemon !== before);
+      host.beatLagMs = TIMINGS_DEFAULT.nodeTimeoutMs + 5000;
+      await cluster.pass(host.beatLagMs);
+      assert.not(host.serving());
+      await cluster.pass(2 * TIMINGS_DEFAULT.nodeTimeoutMs, () => host.serving());
+      assert.ok(host.serving(), `seed ${seed}: the view change never ends`);
+    });
+  }
+});
+
+test("a newcomer that waited long for its view does not take a member for dead that it had not listened to", async () => {
+  for (let seed = 1; seed <= 24; seed++) {
+    await on({ hostCount: 4, seed }, async (cluster, hosts) => {
+      const [holder, successor, frozen, newcomer] = hosts as [Host, Host, Host, Host];
+      for (const host of [holder, successor, frozen]) {
+        host.mount();
+        await cluster.pass(8000);
+      }
+      // The view change that takes the newcomer in waits for the frozen one; behind it the holder hands over.
+      frozen.freeze(60_000);
+      newcomer.mount();
+      await cluster.pass(4000);
+      holder.unmount();
+      await cluster.pass(40_000, () => holder.kernel.state === "idle" && newcomer.serving());
+      await cluster.pass(3000);
+      assert.not(
+        cluster.storyLines.some((line) => line.includes(`${newcomer.name} [error] the holder is dead`)),
+        `seed ${seed}\n${cluster.storyLines.slice(-20).join("\n")}`,
+      );
+      assert.ok(newcomer.serving() && successor.serving(), `seed ${seed}`);
+      assert.is(successor.kernel.role, Role.HOLDER);
+    });
+  }
+});
+
 test("a second host with the same UUID is refused, and the first one goes on", async () => {
   for (const incarnation of [0, 4]) {
     await on({ hostCount: 2 }, async (cluster, hosts) => {

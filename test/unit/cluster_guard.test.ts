@@ -159,6 +159,92 @@ test("who mounts while the target has lost the reservation of a living cluster w
   });
 });
 
+test("who cannot read lockstate while the target has lost the reservation does not take it from a living cluster", async () => {
+  await course(2, async (cluster, [holder, member, newcomer]) => {
+    cluster.target.restart();
+    newcomer.lockstateUnreadable = true;
+    newcomer.mount();
+    await cluster.pass(20_000);
+    assert.ok(holder.serving() && member.serving());
+    assert.is(cluster.target.reservation?.key, holder.key);
+    newcomer.lockstateUnreadable = false;
+    await cluster.pass(20_000, () => newcomer.serving());
+    assert.ok(newcomer.serving(), newcomer.failure);
+    assert.is(newcomer.kernel.role, Role.MEMBER);
+  });
+});
+
+test("lockstate that nobody can read, and a reservation that nobody has, is waited for and then mounted", async () => {
+  await course(1, async (cluster, [holder, newcomer]) => {
+    holder.powerOff();
+    cluster.target.restart();
+    newcomer.lockstateUnreadable = true;
+    newcomer.mount();
+    await cluster.pass(0.7 * TIMINGS_DEFAULT.startupMs);
+    assert.is(cluster.target.reservation, null);
+    await cluster.pass(0.2 * TIMINGS_DEFAULT.startupMs, () => newcomer.kernel.xfs);
+    assert.ok(newcomer.kernel.xfs, newcomer.failure);
+    newcomer.lockstateUnreadable = false;
+    await cluster.pass(20_000, () => newcomer.serving());
+    assert.ok(newcomer.serving(), newcomer.failure);
+  });
+});
+
+test("who finds the header damaged and the reservation lost does not take it while somebody heartbeats", async () => {
+  await course(2, async (cluster, [holder, member, newcomer]) => {
+    cluster.target.restart();
+    cluster.disk.damage();
+    newcomer.mount();
+    await cluster.pass(60_000, () => newcomer.serving());
+    assert.ok(newcomer.serving(), newcomer.failure);
+    assert.is(newcomer.kernel.role, Role.MEMBER);
+    assert.ok(holder.serving() && member.serving() && !holder.kernel.fenced && !member.kernel.fenced);
+  });
+});
+
+test("a holder that had only stood still finds itself fenced, though the one that took its place has left", async () => {
+  await course(1, async (cluster, [sleeper, newcomer]) => {
+    sleeper.freeze(90_000);
+    newcomer.mount();
+    await cluster.pass(50_000, () => newcomer.serving());
+    assert.ok(newcomer.serving(), newcomer.failure);
+    const { key } = newcomer;
+    newcomer.unmount();
+    await cluster.pass(10_000, () => newcomer.kernel.state === "idle");
+    assert.is(newcomer.kernel.state, "idle");
+    assert.is(cluster.target.reservation?.key, key, "released while the sleeper's writes could land");
+    await cluster.pass(90_000, () => sleeper.kernel.fenced);
+    assert.ok(sleeper.kernel.fenced && !sleeper.serving());
+  });
+});
+
+test("a newcomer that preempts the key of a holder that has just released the reservation mounts with it in its hand", async () => {
+  await course(2, async (cluster, [holder, dead, newcomer]) => {
+    // A dead member that has not come back makes the last leaver leave its key and the reservation behind.
+    dead.powerOff();
+    await cluster.pass(30_000, () => cluster.target.preempted.has(dead.key));
+    await cluster.pass(5000);
+    const { key } = holder;
+    holder.unmount();
+    await cluster.pass(10_000, () => holder.kernel.state === "idle");
+    assert.is(cluster.target.reservation?.key, key);
+    const preempt = cluster.target.preempt.bind(cluster.target);
+    cluster.target.preempt = (nexus, own, victim) => {
+      if (victim === key) cluster.target.release(holder.nexus, key);
+      return preempt(nexus, own, victim);
+    };
+    newcomer.mount();
+    let mounted_without = false;
+    await cluster.pass(30_000, () => {
+      mounted_without ||= newcomer.kernel.xfs && cluster.target.reservation?.key !== newcomer.key;
+      return newcomer.serving();
+    });
+    assert.not(mounted_without, "the XFS is mounted without the reservation");
+    assert.ok(newcomer.serving(), newcomer.failure);
+    assert.ok(cluster.target.preempted.has(key));
+  });
+});
+
 test("after a plain PREEMPT of a dead holder the XFS is mounted when the drain time is over, not before", async () => {
   let without_abort = 0;
   await course(2, async (cluster, [dead, winner]) => {

@@ -14,6 +14,13 @@
  *   9. A dead holder's journal slot is recovered when XFS is mounted, not before; nobody serves until that is over.
  *  10. A kernel whose holder has changed is told to send unanswered operations again.
  *  11. A lock that allows writing is in its record on disk before it is told, and over view changes (locks.ts).
+ *
+ * Of the project's ten safety rules (numbers of their own) these check: one log writer: 1; no key, no I/O: 2 and 8; no
+ * lock, no cache: 3 and 6; persist before grant: 11; exactly once: 10; old epochs are void: 3 and 4; lease or freeze: 5
+ * and 9; nothing silent: 7.
+ *
+ * Known weakness: there are no files and no operations here, so "clean before let go" and "acknowledged means it stays" are
+ * not seen, and of "exactly once" only that the kernel is told to send again.
  */
 import { checkTimings, TIMINGS_DEFAULT, type Timings } from "../../src/cluster/config.js";
 import { prKey, type View } from "../../src/cluster/ports.js";

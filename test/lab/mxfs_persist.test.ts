@@ -74,16 +74,25 @@ suite.proves(
     await until("the record is cleared", WAIT_MS, async () =>
       heldBy(await diskDump(1), member).some((lock) => lock.resource.startsWith("user:")) ? undefined : true,
     );
-    // The kernel's locks, and a conversion down: the other node reads what was written.
-    await lab.run(2, `mkdir ${MOUNTPOINT}/mine && echo words >${MOUNTPOINT}/mine/file`);
-    const ino = (await lab.run(2, `stat -c %i ${MOUNTPOINT}/mine/file`)).trim();
+    // The kernel's locks. A file that is born under a directory in EX is covered: the directory's record stands for it.
+    await lab.run(2, `echo words >${MOUNTPOINT}/file`);
+    const top = (await lab.run(2, `stat -c %i ${MOUNTPOINT}`)).trim();
+    assert.ok(
+      heldBy(await diskDump(1), member).some(
+        (lock) => lock.resource === `inode:${top}` && lock.mode === "EX",
+      ),
+    );
+    assert.is(await lab.run(1, `cat ${MOUNTPOINT}/file`), "words\n");
+    // From here on it has a lock of its own.
+    await lab.run(2, `echo more >>${MOUNTPOINT}/file`);
+    const ino = (await lab.run(2, `stat -c %i ${MOUNTPOINT}/file`)).trim();
     const file = (dump: Dump): Row[] =>
-      heldBy(dump, member).filter((lock) => lock.resource === `inode:${ino}`);
+      heldBy(dump, member).filter((lock) => lock.resource.startsWith(`inode:${ino}`));
     assert.equal(
       file(await diskDump(1)).map((lock) => lock.mode),
       ["EX"],
     );
-    assert.is(await lab.run(1, `cat ${MOUNTPOINT}/mine/file`), "words\n");
+    assert.is(await lab.run(1, `cat ${MOUNTPOINT}/file`), "words\nmore\n");
     await until("the record is cleared", WAIT_MS, async () =>
       file(await diskDump(1)).length === 0 ? true : undefined,
     );

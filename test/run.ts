@@ -109,7 +109,8 @@ const PARTS: readonly Part[] = [
   },
   {
     name: "faults",
-    about: "every fault in turn on real kernels, reservations, locks not asked for, the harness: half an hour of its own",
+    about:
+      "every fault in turn on real kernels, reservations, locks not asked for, the harness: half an hour of its own",
     onDemand: true,
     jobs: () => testFiles("lab", 1_800_000).filter(isFault),
   },

@@ -296,7 +296,8 @@ export function qemuArguments(spec: GuestSpec): string[] {
   const append = [
     "console=ttyS0 loglevel=5 rdinit=/init no_timer_check tsc=reliable random.trust_cpu=on net.ifnames=0",
     spec.accelerator === "tcg" ? `tsc_early_khz=${tscKhz()}` : "",
-    "softlockup_panic=0 panic=0",
+    // A guest that was frozen on purpose finds its processors "stuck" for that long when it is thawed.
+    "softlockup_panic=0 panic=0 rcupdate.rcu_cpu_stall_timeout=120 watchdog_thresh=60",
     `mxfs.role=${spec.role} mxfs.node=${spec.number} mxfs.ports=${EXEC_PORT_COUNT}`,
     `mxfs.project=${PROJECT_DIR} mxfs.kernel=${spec.kernel.dir} mxfs.nodejs=${process.execPath}`,
     spec.append,

@@ -204,7 +204,6 @@ async function main(): Promise<number> {
     }
     const partStartMs = Date.now();
     process.stdout.write(`\n== ${part.name}: ${part.about}\n`);
-    const waiting = [...jobs];
     const one = async (job: Job): Promise<void> => {
       const jobStartMs = Date.now();
       const { status, output, late } = await run(job);
@@ -223,12 +222,12 @@ async function main(): Promise<number> {
       }
     };
     // Files beside each other, checks (they measure, or use all processors) one by one behind them.
-    const files = waiting.filter((job) => job.kind === "uvu");
+    const files = jobs.filter((job) => job.kind === "uvu");
     const lane = async (): Promise<void> => {
       for (let job = files.shift(); job !== undefined; job = files.shift()) await one(job);
     };
     await Promise.all(Array.from({ length: part.lanes ?? 1 }, lane));
-    for (const job of waiting) if (job.kind === "check") await one(job);
+    for (const job of jobs) if (job.kind === "check") await one(job);
     times.push(`${part.name} ${seconds(partStartMs)}`);
   }
   if (wanted.length === 0) {

@@ -28,6 +28,7 @@ import {
   MXFS_DISK_LOCK_RECORD_COUNT_DEFAULT,
 } from "../../src/wire/abi.js";
 import { RecordDisk } from "../../src/workers/record_disk.js";
+import { median } from "../stats.js";
 
 const RECORD_SIZE = 512;
 const RECORDS = MXFS_DISK_LOCK_RECORD_COUNT_DEFAULT;
@@ -45,11 +46,6 @@ const argv = await yargs(hideBin(process.argv))
   .parseAsync();
 if (!Number.isInteger(argv.rounds) || argv.rounds < 1 || argv.rounds > 100 || !(argv.seconds > 0)) {
   throw new RangeError("--rounds: expected 1 to 100; --seconds: more than 0");
-}
-
-function median(values: readonly number[]): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  return sorted[Math.floor(sorted.length / 2)] ?? 0;
 }
 
 /** Records per second. */

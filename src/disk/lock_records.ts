@@ -20,6 +20,7 @@
  *
  * Known weakness: a release whose record is damaged on disk leaves its lock held there, which errs on the safe side.
  */
+
 import { Buffer } from "node:buffer";
 import { hashResource, resourceBytes } from "../dlm/resource.js";
 import {
@@ -27,6 +28,7 @@ import {
   MXFS_DISK_LOCK_RING_SEGMENTS_MAX,
   MXFS_DISK_LOCK_SEGMENT_RECORDS,
 } from "../wire/abi.js";
+import { viewOf } from "../wire/error.js";
 import { decodeResource, type Resource } from "../wire/lock_entry.js";
 import {
   badField,
@@ -39,7 +41,6 @@ import {
   sealRecord,
   u32,
   u64,
-  viewOf,
 } from "./record.js";
 
 const MODE_RELEASED = 0;

@@ -11,6 +11,7 @@
  * Known weakness: a header that is sound and old (its newer copy torn) is taken; the epoch rule covers that, since
  * a new epoch is also above any that a member reports.
  */
+
 import {
   MXFS_DISK_CLUSTER_KEY_SIZE,
   MXFS_DISK_EXTENT_COUNT_MAX,
@@ -29,6 +30,7 @@ import {
   MXFS_NODE_COUNT_MAX,
   MXFS_NODE_DEAD,
 } from "../wire/abi.js";
+import { viewOf } from "../wire/error.js";
 import {
   badField,
   checkRecordSize,
@@ -41,7 +43,6 @@ import {
   readPrefix,
   sealRecord,
   u32,
-  viewOf,
 } from "./record.js";
 
 /** MXFS_NODE_* values that occur in the header. */

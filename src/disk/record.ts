@@ -9,6 +9,7 @@
  *
  * Known weakness: a torn write and plain corruption look the same (BAD_CRC); both count as absent.
  */
+
 import {
   MXFS_DISK_HEADER,
   MXFS_DISK_HEARTBEAT,
@@ -21,6 +22,7 @@ import {
 } from "../wire/abi.js";
 import * as wire_address from "../wire/address.js";
 import { crc32cExcept } from "../wire/crc32c.js";
+import { viewOf } from "../wire/error.js";
 
 export const DISK_RECORD_TYPE = {
   HEADER: MXFS_DISK_HEADER,
@@ -97,10 +99,6 @@ export interface JournalRecord extends RecordPrefix {
   readonly incarnation: number;
   readonly state: JournalState;
   readonly recoverer: number;
-}
-
-export function viewOf(bytes: Uint8Array): DataView {
-  return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
 
 function isAllZero(bytes: Uint8Array): boolean {

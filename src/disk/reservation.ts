@@ -13,6 +13,7 @@
  * Known weakness: one instance speaks over one I_T nexus (one path). A node with several paths makes one instance
  * per path and registers on each.
  */
+import { viewOf } from "../wire/error.js";
 import { decodeSense, describeSense, SENSE_KEY, type Sense } from "./sense.js";
 
 export interface ScsiResult {
@@ -223,10 +224,6 @@ const HOST_STATUS_NAMES: readonly string[] = [
 
 /** A key as messages show it: 0x and 16 digits, node id then incarnation. */
 export const hexKey = (key: bigint): string => `0x${key.toString(16).padStart(16, "0")}`;
-
-function viewOf(bytes: Uint8Array): DataView {
-  return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-}
 
 function assertKey(name: string, key: bigint, zeroAllowed = false): void {
   if (key < 0n || key > KEY_MAX || (key === 0n && !zeroAllowed)) {

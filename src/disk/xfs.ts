@@ -16,7 +16,9 @@
  * and a read during a change can show CRC or consistency errors that are gone a moment later (`retriable`). So
  * NOT_FOUND never proves that a file does not exist. Directories are scanned from their start, not by hash.
  */
+
 import { crc32cExcept } from "../wire/crc32c.js";
+import { viewOf } from "../wire/error.js";
 import { fnv1a64 } from "../wire/fnv.js";
 import {
   type BlockReader,
@@ -94,10 +96,6 @@ const DIR_READ_BYTES = 1024 * 1024;
 const fail = (code: XfsErrorCode, message: string): XfsFormatError => new XfsFormatError(code, message);
 
 const ADVICE_DAMAGE = "read it again; if it stays, unmount everywhere and run xfs_repair -n on it";
-
-function viewOf(bytes: Uint8Array): DataView {
-  return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-}
 
 function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
   if (a.length !== b.length) return false;

@@ -49,7 +49,8 @@ export interface ControlService {
   gone(client: ControlClient): void;
 }
 
-function isObject(value: unknown): value is JsonObject {
+/** Not null, no list. */
+export function isObject(value: unknown): value is JsonObject {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 

@@ -21,6 +21,7 @@ import type { ClusterConfig } from "../cluster/config.js";
 import { DeadlockDetector } from "../dlm/deadlock.js";
 import { type Command, LockEngine, type LockInfo } from "../dlm/engine.js";
 import { MXFS_DISK_LOCK_RECORD_COUNT_DEFAULT, type Role, Role as RoleNumber } from "../wire/abi.js";
+import { messageOf } from "../wire/error.js";
 import { type EntryValue, encodeValuedEntries, type ValuedEntry } from "../wire/lock_entry.js";
 import { encodeProbe } from "../wire/probe.js";
 import { BulkLocks } from "../workers/bulk.js";
@@ -96,10 +97,6 @@ async function ownAddress(iface: string | null): Promise<string> {
     }
   }
   return "127.0.0.1";
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }
 
 function json(value: unknown): Json {

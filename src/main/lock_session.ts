@@ -15,7 +15,7 @@
 // A value V is text, or 0x and hexadecimal digits; at most 32 bytes, zeros behind. It is printed as both.
 // Known weakness: a name is locked once in a session.
 
-import { type ControlConnection, ControlError, type Json, type JsonObject } from "./control.js";
+import { type ControlConnection, ControlError, isObject, type Json, type JsonObject } from "./control.js";
 import { MODE_NAMES, NameError, parseMode, parseResource } from "./resource_name.js";
 
 const VALUE_BYTES_MAX = 32;
@@ -32,13 +32,9 @@ export function parseValue(input: string): string {
   return bytes;
 }
 
-function isRecord(value: Json | undefined): value is JsonObject {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
-}
-
 /** `valid 0x6869 "hi"`: the daemon's answer without the zeros behind. */
 export function formatValue(value: Json | undefined): string {
-  if (!isRecord(value) || typeof value.hex !== "string") {
+  if (!isObject(value) || typeof value.hex !== "string") {
     return "none";
   }
   const hex = value.hex.replace(/(00)+$/, "");

@@ -21,7 +21,7 @@ import { constants } from "node:os";
 import { createInterface } from "node:readline";
 import yargs from "yargs";
 import { hideBin } from "yargs/helpers";
-import { ControlConnection, ControlError, type Json, type JsonObject } from "./control.js";
+import { ControlConnection, ControlError, isObject, type Json, type JsonObject } from "./control.js";
 import { formatValue, LockSession, parseValue } from "./lock_session.js";
 import { MODE_NAMES, NameError, parseMode, parseResource } from "./resource_name.js";
 
@@ -171,16 +171,12 @@ function text(value: Json | undefined): string {
       : String(value);
 }
 
-function isRecord(value: Json | undefined): value is JsonObject {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
-}
-
 async function status(argv: Common & { readonly json: boolean }): Promise<number> {
   const connection = await ControlConnection.connect(socketOf(argv));
   const answer = await connection.request("status");
   connection.close();
   const body = answer.status;
-  if (argv.json || !isRecord(body)) {
+  if (argv.json || !isObject(body)) {
     process.stdout.write(`${JSON.stringify(body, null, 2)}\n`);
     return EXIT.done;
   }
@@ -188,14 +184,14 @@ async function status(argv: Common & { readonly json: boolean }): Promise<number
     if (Array.isArray(value)) {
       process.stdout.write(`${name}:\n`);
       for (const row of value) {
-        const line = isRecord(row)
+        const line = isObject(row)
           ? Object.entries(row)
               .map(([key, cell]) => `${key}=${text(cell)}`)
               .join(" ")
           : text(row);
         process.stdout.write(`  ${line}\n`);
       }
-    } else if (isRecord(value)) {
+    } else if (isObject(value)) {
       process.stdout.write(`${name}:\n`);
       for (const [key, cell] of Object.entries(value)) {
         process.stdout.write(`  ${key}: ${text(cell)}\n`);
@@ -253,7 +249,7 @@ async function dump(argv: DumpArguments): Promise<number> {
     });
     const rows: readonly Json[] = Array.isArray(answer.locks) ? answer.locks : [];
     if (argv.queues && !argv.json) {
-      printQueues(rows.filter(isRecord));
+      printQueues(rows.filter(isObject));
     } else {
       printRows(rows, argv.json);
     }
@@ -268,7 +264,7 @@ async function dump(argv: DumpArguments): Promise<number> {
 
 function printRows(rows: readonly Json[], asJson: boolean): void {
   for (const row of rows) {
-    if (asJson || !isRecord(row)) {
+    if (asJson || !isObject(row)) {
       process.stdout.write(`${JSON.stringify(row)}\n`);
     } else {
       process.stdout.write(

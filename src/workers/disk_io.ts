@@ -64,14 +64,11 @@ import {
   MXFS_LOCKSTATE_NAME,
   MXFS_NODE_COUNT_MAX,
 } from "../wire/abi.js";
+import { messageOf } from "../wire/error.js";
 
 const ALIGNMENT = 4096;
 const LOCATE_TRIES = 5;
 const LOCATE_PAUSE_MS = 50;
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
-}
 
 /** EBADE is what a write refused by a reservation ends with (drivers/scsi, SAM status 18h). */
 function writeFailure(error: unknown): WriteOutcome {

@@ -21,6 +21,7 @@ import {
   type ReservationWay,
 } from "../disk/pr_ways.js";
 import { ScsiError } from "../disk/reservation.js";
+import { messageOf } from "../wire/error.js";
 import { sysfsPath } from "./lun.js";
 
 const COMMAND_TIMEOUT_MS = 30_000;
@@ -34,10 +35,6 @@ const DIRECT_HOSTS: readonly string[] = [
   "mpt3sas",
   "fnic",
 ];
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
-}
 
 function readLine(path: string): string | null {
   try {

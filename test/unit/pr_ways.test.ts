@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /** Proves that each way to make reservations keeps the same promises, and that a device gets the way it needs. */
+
 import { test } from "uvu";
 import * as assert from "uvu/assert";
 import {
@@ -9,26 +10,16 @@ import {
   type ReservationDevice,
   type ReservationWay,
 } from "../../src/disk/pr_ways.js";
-import { ScsiError, type ScsiErrorCode } from "../../src/disk/reservation.js";
+import { ScsiError } from "../../src/disk/reservation.js";
 import { openReservations } from "../../src/workers/reservations.js";
 import { errno, FakeNvmeNamespace, multipathMap, scsiDisk } from "../support/pr_devices.js";
 import { FakePrTarget } from "../support/pr_target.js";
 import { Random } from "../support/random.js";
+import { failsWith } from "../support/scsi.js";
 
 const KEY_A = 0xa0000001_00000001n;
 const KEY_B = 0xb0000002_00000001n;
 const TGT = { noPersistThroughPowerLoss: true, noPreemptAndAbort: true, noReportCapabilities: true };
-
-async function failsWith(code: ScsiErrorCode, action: () => Promise<unknown>): Promise<ScsiError> {
-  try {
-    await action();
-  } catch (error) {
-    if (!(error instanceof ScsiError)) throw error;
-    assert.is(error.code, code, error.message);
-    return error;
-  }
-  throw new Error(`expected ${code}`);
-}
 
 async function refused(device: ReservationDevice, message: RegExp): Promise<void> {
   try {

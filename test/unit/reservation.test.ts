@@ -3,6 +3,7 @@
  * Proves the persistent reservation commands against a target model, byte for byte where SPC-4 gives the layout, and
  * against every kind of bad answer. The fuzz invariant: a decoder gives a value or throws ScsiError, nothing else.
  */
+
 import { test } from "uvu";
 import * as assert from "uvu/assert";
 import {
@@ -24,6 +25,7 @@ import {
 } from "../../src/disk/reservation.js";
 import { decodeSense, describeSense, SENSE_KEY } from "../../src/disk/sense.js";
 import { FakePrTarget, fixedSense, type PrTargetQuirks } from "../support/pr_target.js";
+import { failsWith } from "../support/scsi.js";
 
 const KEY_A = 0xa0000001_00000001n;
 const KEY_B = 0xb0000002_00000001n;
@@ -49,17 +51,6 @@ async function registered(quirks: PrTargetQuirks = {}): Promise<Nodes> {
   await nodes.b.register(KEY_B);
   await nodes.c.register(KEY_C);
   return nodes;
-}
-
-async function failsWith(code: ScsiErrorCode, action: () => Promise<unknown>): Promise<ScsiError> {
-  try {
-    await action();
-  } catch (error) {
-    if (!(error instanceof ScsiError)) throw error;
-    assert.is(error.code, code, error.message);
-    return error;
-  }
-  throw new Error(`expected ScsiError ${code}, and nothing failed`);
 }
 
 function throwsBadResponse(action: () => unknown): void {

@@ -200,6 +200,8 @@ export class HandOver {
     const started_at = state.now();
     const generation = state.generation(successor.node);
     const members = coordinator.base;
+    // It may have taken us over once before: after a death of ours it says so to the incarnation that came back.
+    this.#takenOverBy = null;
     state.send(successor.node, { kind: "TAKE_OVER", epoch: state.highestEpoch, members, oldKey: state.key });
     const answer = await state.until<"taken" | "declined" | "lost">(() => {
       if (this.#takenOverBy === successor.node) return "taken";

@@ -74,6 +74,8 @@ export class Kernel {
   incarnation = 0;
   startedAt = 0;
   locks: KernelLocks | null = null;
+  /** The kernel works its messages off in two queues, each in order: lock dumps, and role changes with the gate. */
+  readonly queues = { locks: Promise.resolve(), control: Promise.resolve() };
 }
 
 export class Host {
@@ -344,6 +346,19 @@ export class Host {
     if (!this.powered || this.kernel !== kernel) await new Promise<never>(() => undefined);
   }
 
+  /** As inKernel(), behind what was sent to the same queue before. */
+  private async inOrder(
+    kernel: Kernel,
+    queue: keyof Kernel["queues"],
+    minMs: number,
+    maxMs: number,
+  ): Promise<void> {
+    const before = kernel.queues[queue];
+    const mine = before.then(() => this.inKernel(kernel, minMs, maxMs));
+    kernel.queues[queue] = mine;
+    await mine;
+  }
+
   private write(): "ok" | "conflict" {
     if (this.cluster.fence === "none") return "ok";
     if (!this.registered) throw new Violation(`${this.name} writes without ever having registered its key`);
@@ -467,13 +482,13 @@ export class Host {
           return result;
         },
         gate: async (open) => {
-          await this.inKernel(kernel, 1, 200);
+          await this.inOrder(kernel, "control", 1, 200);
           kernel.gateOpen = open;
           await this.take(daemon, 0, 2);
           return OK;
         },
         lockDump: async (epoch, solo) => {
-          await this.inKernel(kernel, 1, 120);
+          await this.inOrder(kernel, "locks", 1, 120);
           if (!daemon.alive) await new Promise<never>(() => undefined);
           if (this.refuseDump) return { error: 22, message: "refused by the test" };
           if (epoch > kernel.dumpedEpoch) kernel.dumpedEpoch = epoch;
@@ -676,7 +691,7 @@ export class Host {
   private async changeRole(kernel: Kernel, role: Role): Promise<RoleChangeResult> {
     const { cluster } = this;
     if (role === Role.HOLDER) {
-      await this.inKernel(kernel, 50, 1500);
+      await this.inOrder(kernel, "control", 50, 1500);
       if (
         cluster.fence === "scsi" &&
         cluster.target.reservation?.nexus !== this.nexus &&
@@ -690,7 +705,7 @@ export class Host {
       kernel.xfsMountedAt = cluster.time.now;
       cluster.disk.lockstate = true;
     } else {
-      await this.inKernel(kernel, 5, kernel.xfs ? 800 : 50);
+      await this.inOrder(kernel, "control", 5, kernel.xfs ? 800 : 50);
       kernel.xfs = false;
     }
     kernel.role = role;

@@ -386,6 +386,17 @@ test("a TAKE_OVER that comes while its receiver takes the sender for dead and ov
   });
 });
 
+test("a TAKEN_OVER meant for the holder's life before is not taken for the answer to its own hand-over", async () => {
+  await course({ hostCount: 2 }, async (cluster) => {
+    const [old, successor] = [at(cluster, 0), at(cluster, 1)];
+    assert.ok(old.daemon?.core);
+    old.daemon.core.message(successor.node, { kind: "TAKEN_OVER" });
+    old.unmount();
+    await cluster.pass(30_000, () => leads(successor));
+    assert.ok(leads(successor), "nobody has the XFS");
+  });
+});
+
 test("a member's restarted daemon that loses the holder before its first lease is ready behind the recovery, not in it", async () => {
   await course({ hostCount: 2 }, async (cluster) => {
     const [holder, member] = [at(cluster, 0), at(cluster, 1)];

@@ -22,6 +22,7 @@ import { createInterface } from "node:readline";
 import yargs from "yargs";
 import { hideBin } from "yargs/helpers";
 import { ControlConnection, ControlError, isObject, type Json, type JsonObject } from "./control.js";
+import { leave } from "./leave.js";
 import { formatValue, LockSession, parseValue } from "./lock_session.js";
 import { MODE_NAMES, NameError, parseMode, parseResource } from "./resource_name.js";
 
@@ -407,4 +408,4 @@ function fail(error: unknown): number {
 main()
   .catch(fail)
   // Signal handlers would keep a finished process alive.
-  .then((status) => process.exit(status));
+  .then(leave);

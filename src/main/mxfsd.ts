@@ -12,6 +12,7 @@ import { appendFileSync } from "node:fs";
 import { CONFIG_DEFAULT } from "./config.js";
 import { runDaemon } from "./daemon.js";
 import { tellFailure } from "./exit_status.js";
+import { leave } from "./leave.js";
 import { kernelForm, resolveOptions } from "./options.js";
 
 async function main(words: readonly string[]): Promise<number> {
@@ -34,6 +35,4 @@ function fail(error: unknown): number {
   return tellFailure(error);
 }
 
-main(process.argv.slice(2))
-  .catch(fail)
-  .then((status) => process.exit(status));
+main(process.argv.slice(2)).catch(fail).then(leave);

@@ -4,9 +4,10 @@
 //
 // Every worker works in order, so one number says it all: `begun`, `acked`, `synced`, each the highest operation of
 // which that is true. What must be there at the end:
-//   synced                             always
-//   acked                              unless the node that was told has died since
-//   acked while the node was a member  even then, as far as names and appended records go: the holder made it durable
+//   synced                                     always
+//   acked                                      unless the node that was told has died since
+//   a name acked while the node was a member   even then: it was made at the holder. The node's data is another matter:
+//                                              what it has written and not synced dies with it (rule 6)
 // and what may be there is what has begun, nothing else. Files that are there are whole; appended records are whole, in
 // order, none twice; a number counted up under a lock is given out once.
 //
@@ -29,7 +30,7 @@ export interface Account {
   begun: number;
   acked: number;
   synced: number;
-  /** Acknowledged while its node was a member, and nothing was about to make it the holder. */
+  /** Acknowledged while its node was a member, and nothing was about to make it the holder. Counts for names. */
   firm: number;
   readonly removing: Set<number>;
   readonly removed: Set<number>;
@@ -188,8 +189,10 @@ export class Ledger {
     return problems;
   }
 
+  /** The last operation that must be there. A member's names are at the holder when it is answered, its data may not be. */
   #must(account: Account): number {
-    return account.lost ? Math.max(account.synced, account.firm) : account.acked;
+    if (!account.lost) return account.acked;
+    return account.worker === "lazy" ? Math.max(account.synced, account.firm) : account.synced;
   }
 
   #compareFiles(account: Account, found: Found, known: Set<string>, problems: string[]): void {

@@ -56,6 +56,8 @@ export class LeaseKeeper {
   readonly #cutPairs = new Map<string, number>();
   #lastReadAt = -1;
   #lastRenewAt = -1;
+  /** Whose acknowledgement the last renewal asked for: what a dead holder was asked is worth nothing to the next. */
+  #lastRenewHolder = 0;
   #ranOutLogged = false;
   #judgeSoon: TimerHandle | null = null;
 
@@ -174,6 +176,7 @@ export class LeaseKeeper {
     const now = state.now();
     if (
       this.#lastRenewAt >= 0 &&
+      this.#lastRenewHolder === view.holder &&
       now - this.#lastRenewAt < state.timings.renewMs - state.timings.heartbeatMs / 2
     ) {
       return;
@@ -187,6 +190,7 @@ export class LeaseKeeper {
     const { state } = this;
     const seq = ++this.#seq;
     this.#lastRenewAt = state.now();
+    this.#lastRenewHolder = holder;
     this.#rounds.set(seq, { sentAt: state.now(), acks: new Set([state.self]) });
     for (const old of this.#rounds.keys()) {
       if (this.#rounds.size <= ROUNDS_MAX) break;

@@ -332,7 +332,9 @@ export class Takeover {
       await this.waitForLeases(dead);
       const leases_at = state.now();
       await this.fenceOthers(survivors);
-      await waitForDrain(state);
+      // Nothing is decided by it, so it need not wait for the drain.
+      const told = tellHeldByDead(state, header, dead);
+      told.catch(() => undefined); // awaited below
 
       // 2. The XFS.
       state.gateShut = true;
@@ -341,16 +343,17 @@ export class Takeover {
       if (gate.error !== 0) {
         fenceSelfAndHalt(state, `the kernel refused to shut its gate: errno ${gate.error} ${gate.message}`);
       }
-      const gate_at = state.now();
       if (old !== undefined && old.node !== state.self) {
         await coordinator.journal.mark(old, JOURNAL_STATE.RECOVERING);
         if (state.mistakes.has("recovered-before-mount")) {
           await coordinator.journal.mark(old, JOURNAL_STATE.FREE);
         }
       }
+      await waitForDrain(state);
+      const gate_at = state.now();
       const [mounted] = await Promise.all([
         state.ports.kernel.roleChange(Role.HOLDER, state.self, state.highestEpoch),
-        tellHeldByDead(state, header, dead),
+        told,
       ]);
       state.alive();
       if (mounted.error !== 0) {

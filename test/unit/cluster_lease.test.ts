@@ -63,4 +63,18 @@ test("a heartbeat that stands still from the first read on is dead after the nod
   }
 });
 
+test("the first heartbeat under another holder renews, however shortly ago the dead one was asked", async () => {
+  const { cluster, lease, now } = keeper();
+  const { state } = lease;
+  const { address, port, incarnation } = state.config.self;
+  const self = { node: state.self, incarnation, slot: 0, address, port, role: Role.MEMBER };
+  state.view = { epoch: 1n, holder: OTHER.node, members: [{ ...OTHER, role: Role.HOLDER }, self] };
+  lease.heartbeatWritten(now());
+  assert.is(lease.leaseUntil, 0, "the dead holder has answered");
+  await cluster.pass(100);
+  state.next = { epoch: 2n, holder: state.self, members: [{ ...self, role: Role.HOLDER }] };
+  lease.heartbeatWritten(now());
+  assert.ok(lease.leaseUntil > now(), "the taker-over waits for its next heartbeat");
+});
+
 test.run();

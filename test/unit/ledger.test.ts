@@ -163,4 +163,25 @@ test("a node that died may lose the end of what it had not synced as the holder,
   assert.match((await judged(hole, dead(false))).join(), /was made before it, is not/);
 });
 
+test("appended records that a member had not synced may die with it, what it had synced and what others had may not", async () => {
+  // Every fourth record is synced; the load is cut behind one that is not.
+  const synced = Math.max(
+    ...lines.filter((it) => it.startsWith("append s ")).map((it) => Number(it.split(" ")[2])),
+  );
+  const until = lines.indexOf(`append s ${synced}`);
+  const unsynced = [...lines.slice(0, until + 1), `append b ${synced + 1}`, `append a ${synced + 1}`];
+  const ledger = (dies: boolean): Ledger => {
+    const made_of = ledgerOf(unsynced.filter((it) => it.startsWith("append")));
+    if (dies) made_of.lost("n1.1");
+    return made_of;
+  };
+  const cut = (records: number) => (directory: string) =>
+    truncateSync(join(directory, "appended"), 64 * records);
+  const told = async (records: number, dies: boolean): Promise<string[]> =>
+    (await judged(cut(records), ledger(dies))).filter((problem) => problem.startsWith("appended"));
+  assert.equal(await told(synced + 1, true), []);
+  assert.match((await told(synced + 1, false)).join(), /records of n1.1 end/);
+  assert.match((await told(synced, true)).join(), /records of n1.1 end/);
+});
+
 test.run();

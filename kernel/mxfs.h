@@ -501,6 +501,7 @@ struct mxfs_sb_info {
 	const struct mxfs_backend *be; /* swapped under a shut gate */
 
 	struct block_device *bdev;     /* claimed exclusively while this node is a member */
+	u64 disk_bytes;		       /* its size when it was claimed last; stays: answers come when it may be let go again */
 	/* mxfs_map.c: one reference for each use of the disk by a map; dead while the disk is not to be used */
 	struct percpu_ref io;
 	wait_queue_head_t io_wait;

@@ -788,7 +788,7 @@ static int remote_map(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64 po
 	err = run(sbi, &build, &result);
 	if (!err) {
 		*block = min_t(u64, le64_to_cpu(result.head.value), U32_MAX);
-		if (mxfs_fsop_check_extents(result.data, result.data_len, pos, *block, bdev_nr_bytes(sbi->bdev)) ||
+		if (mxfs_fsop_check_extents(result.data, result.data_len, pos, *block, READ_ONCE(sbi->disk_bytes)) ||
 		    result.data_len / sizeof(*extents) > *count) {
 			mxfs_err(sbi, "the holder's map of inode %llu at %llu is damaged", fh->ino, pos);
 			err = -EIO;

@@ -477,6 +477,7 @@ static int mxfs_claim(struct mxfs_sb_info *sbi)
 	bdev = blkdev_get_by_dev(sbi->dev, FMODE_READ | FMODE_WRITE | FMODE_EXCL, sbi);
 	if (IS_ERR(bdev))
 		return PTR_ERR(bdev);
+	WRITE_ONCE(sbi->disk_bytes, bdev_nr_bytes(bdev));
 	sbi->bdev = bdev;
 	return 0;
 }

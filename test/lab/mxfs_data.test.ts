@@ -255,6 +255,44 @@ suite.proves(
   { expected: [/mxfs: .*(fenc|evict|lease|reservation|key|error)/i, /reservation conflict/i] },
 );
 
+suite.proves(
+  "The holder's power is cut while a member writes straight to the disk: it goes on, and all it wrote is there",
+  async () => {
+    const { lab, volume } = suite;
+    const { holder, member } = await sides();
+    await lab.run(member, "dd if=/dev/urandom of=/tmp/source bs=1M count=6 status=none", SLOW);
+    // New files all the time, so that maps are asked for and commits are sent at every moment.
+    const writing = lab.spawn(
+      member,
+      `for i in $(seq 24); do
+         test $((i % 2)) = 0 && how=oflag=direct || how=conv=fsync
+         dd if=/tmp/source of=${MOUNTPOINT}/taken-$i bs=256k $how status=none || exit 1
+         echo $i
+       done`,
+    );
+    let said = "";
+    writing.on("stdout", (chunk: Buffer) => {
+      said += chunk.toString();
+    });
+    await until("some files are written", 90_000, async () =>
+      said.split("\n").length > 4 ? true : undefined,
+    );
+    lab.kill(holder);
+    const { status } = await writing.done;
+    assert.is(status, 0, `written: ${said.replaceAll("\n", " ")}`);
+    const check = `for i in $(seq 24); do md5sum <${MOUNTPOINT}/taken-$i; done | sort -u | wc -l`;
+    assert.is((await lab.run(member, check, SLOW)).trim(), "1");
+    assert.is(await checksum(member, `${MOUNTPOINT}/taken-1`), await checksum(member, "/tmp/source"));
+    await lab.start(holder);
+    await volume.prepare(holder);
+    await volume.mount(holder);
+    roles = undefined;
+    assert.is((await lab.run(holder, check, SLOW)).trim(), "1");
+    assert.is(await checksum(holder, `${MOUNTPOINT}/taken-24`), await checksum(member, "/tmp/source"));
+  },
+  { expected: [/mxfs: .*(fenc|evict|lease|reservation|key|error)/i, /reservation conflict/i] },
+);
+
 suite.proves("After all of this the XFS is clean", async () => {
   await suite.volume.umountAll();
   await suite.volume.checkXfs(1);

@@ -842,6 +842,7 @@ static int mxfs_lock_denied(struct mxfs_lock_wait *w)
 
 	w->seq = 0;
 	switch (lk->error) {
+	case EDEADLK: /* of up-conversions: whoever is refused gives way, as below; callers never wait in a circle */
 	case EAGAIN:
 		if (w->flags & MXFS_LOCK_TRY)
 			return -EAGAIN;

@@ -1134,7 +1134,8 @@ export class LockEngine {
     let lock = table.first(resource, QUEUE.CONVERT);
     while (lock !== 0) {
       const next = table.next(lock);
-      if (this.#blocksConverter(resource, lock)) {
+      // Who does not wait is refused as anywhere else: two kernels that both try for more must not take it for a deadlock.
+      if (table.flags(lock) === 0 && this.#blocksConverter(resource, lock)) {
         table.count(COUNTER.deadlocks);
         this.#deny(lock, EDEADLK, out);
       }

@@ -459,6 +459,19 @@ test("two conversions whose denial was lost with the old view are told apart at 
   assert.equal(desk.said(), ["DENY n3 #30 EX errno 35", "BAST n3 #30 holds PR for EX"]);
 });
 
+test("two conversions that do not wait are refused as such at the commit, not as a deadlock", () => {
+  const desk = new Desk();
+  desk.engine.freezeAndClear(2n, [1, 2, 3]);
+  const flags = MXFS_LKF_NOQUEUE | MXFS_LKF_WAITING;
+  desk.reclaim(2, 20, "PR", "EX", { flags });
+  desk.reclaim(3, 30, "PR", "EX", { flags });
+  desk.engine.resume(2n, desk.out);
+  desk.collect();
+  assert.equal(desk.said(), ["DENY n2 #20 EX errno 11", "DENY n3 #30 EX errno 11"]);
+  assert.equal(desk.table(), ["n2 #20 granted PR", "n3 #30 granted PR"]);
+  assert.is(desk.engine.counters.deadlocks, 0);
+});
+
 test("reclaimed modes that conflict are an alarm, and not entered", () => {
   const desk = new Desk();
   desk.engine.freezeAndClear(2n, [1, 2]);

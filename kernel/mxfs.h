@@ -30,6 +30,7 @@
  *	mxfs_inode.c mxfs_dir.c mxfs_file.c mxfs_aops.c mxfs_xattr.c mxfs_flock.c   VFS operations
  *	mxfs_map.c      a member's block maps, and what is to be committed
  *	mxfs_direct.c   pages and O_DIRECT straight from and to the disk
+ *	mxfs_range.c    O_DIRECT of several nodes in different parts of one file
  */
 #ifndef MXFS_KERNEL_H
 #define MXFS_KERNEL_H
@@ -178,7 +179,7 @@ struct mxfs_lock {
 	u8 graces;			/* how often more that may be after this grant */
 	u32 deny_seq;			/* the request that `error` denied */
 	u32 stamp;			/* number of the last dump that listed it */
-	u64 gen;			/* rises whenever the granted mode has been below PR: cached facts of an older gen are void */
+	u64 gen;			/* rises at each step to or from PR and more, and from CW down: facts cached under an older gen are void */
 	bool dirtied;			/* something was changed under EX since it was granted or last made durable */
 	int error;			/* of the last denial */
 	unsigned long granted_at;	/* jiffies */
@@ -558,6 +559,8 @@ enum mxfs_counter {
 	MXFS_COUNT_HOLDER_READ,	/* the same through the holder */
 	MXFS_COUNT_HOLDER_WRITE,
 	MXFS_COUNT_DISK_ERROR,	/* errors of the disk, after which the holder was asked */
+	MXFS_COUNT_RANGE_IO,	/* rounds of direct I/O under EXTENT locks */
+	MXFS_COUNT_RANGE_REFUSED, /* direct I/O that took the whole file after all */
 	MXFS_COUNT_MAX,
 };
 extern const char *const mxfs_counter_names[MXFS_COUNT_MAX]; /* mxfs_main.c */

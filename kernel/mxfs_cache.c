@@ -4,7 +4,8 @@
  *
  * From EX: write dirty pages and pending times to the holder, and if anything was changed under the lock make the
  * holder's log durable (rule 4: what another node has once seen never rolls back). To less than PR: unmap and drop the
- * pages, forget attributes and ACLs (names go by themselves: the lock's generation rises). To less than CR with
+ * pages, forget attributes and ACLs (names go by themselves: the lock's generation rises); CW has no pages, but times to send and
+ * attributes to forget. To less than CR with
  * files open: take OPEN in PR, so that an unlinker elsewhere parks the file instead of freeing it.
  *
  * This runs in the demote work queue: nobody uses the lock above the new mode, new users wait. It takes no
@@ -163,11 +164,13 @@ static void mxfs_inode_demote(struct mxfs_lock *lk, int from, int to)
 {
 	struct inode *inode = lk->owner;
 
-	if (from > MXFS_MODE_PR) {
+	if (S_ISREG(inode->i_mode))
+		mxfs_range_contended(inode, READ_ONCE(lk->bast));
+	if (from > MXFS_MODE_PR || from == MXFS_MODE_CW) {
 		clear_bit(MXFS_VN_OURS, &MXFS_VN(inode)->state);
 		mxfs_inode_clean(lk, inode);
 	}
-	if (to < MXFS_MODE_PR && from >= MXFS_MODE_PR)
+	if (to < MXFS_MODE_PR && from >= MXFS_MODE_CW)
 		mxfs_inode_forget(lk, inode);
 	if (to < MXFS_MODE_CR)
 		mxfs_inode_take_open(inode);

@@ -355,7 +355,7 @@ int mxfs_direct_write(struct inode *inode, struct page **pages, unsigned int cou
 struct mxfs_dio {
 	struct kiocb iocb; /* a copy: synchronous, and without syncing under the lock */
 	struct inode *inode;
-	bool write;
+	bool write, written;
 	unsigned int count;
 	struct mxfs_extent pieces[MXFS_DIO_PIECES]; /* in use */
 };
@@ -379,6 +379,11 @@ static int dio_begin(struct inode *inode, loff_t pos, loff_t length, unsigned in
 	iomap->addr = ext.addr;
 	iomap->bdev = mxfs_inode_sbi(inode)->bdev;
 	iomap->flags = 0;
+	if (dio->written && ext.state != MXFS_EXTENT_WRITTEN) {
+		if (write && ext.state == MXFS_EXTENT_UNWRITTEN)
+			mxfs_map_unuse(inode);
+		return -ENOTBLK;
+	}
 	switch (ext.state) {
 	case MXFS_EXTENT_WRITTEN:
 		iomap->type = IOMAP_MAPPED;
@@ -442,28 +447,30 @@ static int dio_end(struct kiocb *iocb, ssize_t size, int error, unsigned int fla
 static const struct iomap_dio_ops mxfs_dio_ops = { .end_io = dio_end };
 
 /* Inside the gate: all of the range, or its first pieces, are known (and have blocks). */
-static int dio_prepare(struct inode *inode, u64 pos, u64 len, bool write)
+static int dio_prepare(struct inode *inode, u64 pos, u64 len, bool write, bool written)
 {
 	u64 end = pos + len, at = pos, through;
 	struct mxfs_extent ext;
 	unsigned int pieces;
 	int err;
 
-	if (write)
+	if (write && !written)
 		mxfs_map_make_room(inode);
 	for (pieces = 0; at < end && pieces < MXFS_DIO_PIECES; pieces++) {
-		err = write ? write_extent(inode, at, end - at, true, &ext, &through) :
-			      read_extent(inode, at, end - at, &ext);
+		err = write && !written ? write_extent(inode, at, end - at, true, &ext, &through) :
+					  read_extent(inode, at, end - at, &ext);
 		if (err)
 			return err;
-		if (write || ext.state == MXFS_EXTENT_WRITTEN)
+		if ((write && !written) || ext.state == MXFS_EXTENT_WRITTEN)
 			mxfs_map_unuse(inode);
+		else if (written)
+			return -ENOTBLK;
 		at = ext.offset + ext.length;
 	}
 	return 0;
 }
 
-ssize_t mxfs_direct_io(struct kiocb *iocb, struct iov_iter *iter, bool write)
+ssize_t mxfs_direct_io(struct kiocb *iocb, struct iov_iter *iter, bool write, bool written)
 {
 	struct inode *inode = file_inode(iocb->ki_filp);
 	struct mxfs_sb_info *sbi = mxfs_inode_sbi(inode);
@@ -480,7 +487,7 @@ ssize_t mxfs_direct_io(struct kiocb *iocb, struct iov_iter *iter, bool write)
 	n = mxfs_gate_enter(sbi);
 	if (n)
 		return n;
-	n = dio_prepare(inode, pos, len, write);
+	n = dio_prepare(inode, pos, len, write, written);
 	mxfs_gate_leave(sbi);
 	if (n)
 		return n == -ENOSPC || n == -EDQUOT || n == -EINTR || n == -ERESTARTSYS ? n : -ENOTBLK;
@@ -493,6 +500,7 @@ ssize_t mxfs_direct_io(struct kiocb *iocb, struct iov_iter *iter, bool write)
 	dio->iocb.ki_flags &= ~(IOCB_DSYNC | IOCB_SYNC | IOCB_HIPRI | IOCB_NOWAIT);
 	dio->inode = inode;
 	dio->write = write;
+	dio->written = written;
 	pagefault_disable();
 	iter->nofault = true;
 	n = iomap_dio_rw(&dio->iocb, iter, &mxfs_dio_iomap_ops, &mxfs_dio_ops, IOMAP_DIO_PARTIAL | IOMAP_DIO_FORCE_WAIT, dio, 0);

@@ -163,13 +163,16 @@ static const bool mxfs_mode_compatible[MXFS_MODE_COUNT][MXFS_MODE_COUNT] = {
 static int mxfs_mode_target(int mode, int bast)
 {
 	static const u8 target[MXFS_MODE_COUNT] = {
-		[MXFS_MODE_NL] = MXFS_MODE_EX, [MXFS_MODE_CR] = MXFS_MODE_PR, [MXFS_MODE_CW] = MXFS_MODE_CR,
+		[MXFS_MODE_NL] = MXFS_MODE_EX, [MXFS_MODE_CR] = MXFS_MODE_PR, [MXFS_MODE_CW] = MXFS_MODE_CW,
 		[MXFS_MODE_PR] = MXFS_MODE_PR, [MXFS_MODE_PW] = MXFS_MODE_CR, [MXFS_MODE_EX] = MXFS_MODE_NL,
 	};
 
 	if (mxfs_mode_compatible[mode][bast])
 		return mode;
-	return mxfs_mode_covers[mode][target[bast]] ? target[bast] : MXFS_MODE_NL;
+	if (mxfs_mode_covers[mode][target[bast]])
+		return target[bast];
+	/* PR and CW for each other. */
+	return mxfs_mode_compatible[MXFS_MODE_CR][bast] && mode != MXFS_MODE_NL ? MXFS_MODE_CR : MXFS_MODE_NL;
 }
 
 /* Two needs at once. */
@@ -403,6 +406,7 @@ static int mxfs_cache_excess(struct mxfs_lockspace *ls)
 static void mxfs_lock_set_mode(struct mxfs_lock *lk, int mode)
 {
 	bool had = mxfs_mode_covers[lk->mode][MXFS_MODE_PR], has = mxfs_mode_covers[mode][MXFS_MODE_PR];
+	bool wrote = mxfs_mode_covers[lk->mode][MXFS_MODE_CW], writes = mxfs_mode_covers[mode][MXFS_MODE_CW];
 	struct mxfs_lockspace *ls = lk->sbi->ls;
 
 	if (lk->mode == MXFS_MODE_NL && mode != MXFS_MODE_NL) {
@@ -418,7 +422,7 @@ static void mxfs_lock_set_mode(struct mxfs_lock *lk, int mode)
 		lk->given = false;
 	}
 	WRITE_ONCE(lk->mode, mode);
-	if (had != has)
+	if (had != has || (wrote && !writes && !has))
 		WRITE_ONCE(lk->gen, lk->gen + 1);
 	if (lk->bast != MXFS_MODE_NL && mxfs_mode_compatible[mode][lk->bast])
 		WRITE_ONCE(lk->bast, MXFS_MODE_NL);
@@ -808,7 +812,7 @@ static void mxfs_lock_ask(struct mxfs_lock_wait *w)
 	u32 flags = 0;
 
 	if (lk->mode == MXFS_MODE_NL) {
-		/* One request for all who wait; PR costs nobody more than CR (nobody takes CW or PW on INODE). */
+		/* One request for all who wait; PR costs hardly anybody more than CR (only direct I/O in ranges takes CW). */
 		for (mode = MXFS_MODE_CR; mode < MXFS_MODE_COUNT && !(w->flags & MXFS_LOCK_TRY); mode++)
 			if (lk->waiters[mode])
 				want = mxfs_mode_join(want, mode);

@@ -98,7 +98,7 @@ int mxfs_file_fsync(struct file *file, loff_t start, loff_t end, int datasync)
 	struct inode *inode = file_inode(file);
 	struct mxfs_sb_info *sbi = mxfs_inode_sbi(inode);
 	struct mxfs_inode *mi = MXFS_I(inode);
-	int err;
+	int err, mode;
 
 	if (S_ISREG(inode->i_mode)) {
 		err = file_write_and_wait_range(file, start, end);
@@ -112,11 +112,13 @@ int mxfs_file_fsync(struct file *file, loff_t start, loff_t end, int datasync)
 			if (err)
 				return file_check_and_advance_wb_err(file) ?: err;
 		} else if (mxfs_is_local(inode)) {
-			err = mxfs_lock_get(&mi->lock, MXFS_MODE_EX, 0);
+			/* Times kept under CW are sent under CW. */
+			mode = mxfs_lock_get(&mi->lock, MXFS_MODE_CW, MXFS_LOCK_CACHED) ? MXFS_MODE_EX : MXFS_MODE_CW;
+			err = mode == MXFS_MODE_EX ? mxfs_lock_get(&mi->lock, MXFS_MODE_EX, 0) : 0;
 			if (err)
 				return err;
 			err = mxfs_push_times(inode); /* with what is to be committed */
-			mxfs_lock_put(&mi->lock, MXFS_MODE_EX);
+			mxfs_lock_put(&mi->lock, mode);
 			if (err)
 				return file_check_and_advance_wb_err(file) ?: err;
 		}
@@ -180,8 +182,7 @@ static ssize_t mxfs_read_through(struct kiocb *iocb, struct iov_iter *to)
 	return n;
 }
 
-/* As the lower file's own O_DIRECT; the iterator is put back if a page of it was not there (-EFAULT). */
-static ssize_t mxfs_lower_direct(struct kiocb *iocb, struct iov_iter *iter, bool write, struct mxfs_attr *attr)
+ssize_t mxfs_lower_direct(struct kiocb *iocb, struct iov_iter *iter, bool write, struct mxfs_attr *attr)
 {
 	struct inode *inode = file_inode(iocb->ki_filp);
 	struct iov_iter before = *iter; /* advancing leaves the array behind it alone */
@@ -206,7 +207,7 @@ static ssize_t mxfs_read_direct(struct kiocb *iocb, struct iov_iter *to)
 	struct mxfs_sb_info *sbi = mxfs_inode_sbi(inode);
 	ssize_t n;
 
-	n = mxfs_direct_io(iocb, to, false);
+	n = mxfs_direct_io(iocb, to, false, false);
 	if (n != MXFS_USE_PAGES)
 		return n;
 	/* The holder's own pages are written to the lower file; its page cache is XFS's business. */
@@ -250,8 +251,12 @@ static ssize_t mxfs_file_read_iter(struct kiocb *iocb, struct iov_iter *to)
 	size_t before, fault_in;
 	ssize_t done = 0, n = 0;
 
-	if (direct)
+	if (direct) {
+		done = mxfs_range_io(iocb, to, false);
+		if (done < 0)
+			return done;
 		inode_lock_shared(inode);
+	}
 	while (iov_iter_count(to)) {
 		before = iov_iter_count(to);
 		n = mxfs_lock_get(&mi->lock, MXFS_MODE_PR, 0);
@@ -280,8 +285,10 @@ static ssize_t mxfs_file_read_iter(struct kiocb *iocb, struct iov_iter *to)
 			break;
 		}
 	}
-	if (direct)
+	if (direct) {
+		mxfs_range_used(inode);
 		inode_unlock_shared(inode);
+	}
 	return done ? done : n;
 }
 
@@ -354,7 +361,7 @@ static ssize_t mxfs_write_direct(struct kiocb *iocb, struct iov_iter *from)
 		return n;
 	if (iocb->ki_pos > i_size_read(inode))
 		mxfs_pages_zero_tail(inode, i_size_read(inode));
-	return mxfs_direct_io(iocb, from, true);
+	return mxfs_direct_io(iocb, from, true, false);
 }
 
 static ssize_t mxfs_write_round(struct kiocb *iocb, struct iov_iter *from)
@@ -389,6 +396,14 @@ static ssize_t mxfs_file_write_iter(struct kiocb *iocb, struct iov_iter *from)
 	ssize_t done = 0, n = 0;
 	int err;
 
+	if (iocb->ki_flags & IOCB_DIRECT) {
+		done = mxfs_range_io(iocb, from, true);
+		if (done < 0)
+			return done;
+		if (done && !iov_iter_count(from))
+			return generic_write_sync(iocb, done);
+		mxfs_range_used(inode);
+	}
 	inode_lock(inode);
 	while (iov_iter_count(from)) {
 		before = iov_iter_count(from);

@@ -95,6 +95,7 @@ struct inode *mxfs_alloc_inode(struct super_block *sb)
 	mutex_init(&vn->mi.lazy);
 	INIT_WORK(&vn->last_close, mxfs_last_close);
 	mxfs_map_init(&vn->map);
+	xa_init(&vn->ranges);
 	return &vn->mi.vfs_inode;
 }
 
@@ -120,6 +121,7 @@ void mxfs_evict_inode(struct inode *inode)
 		mi->open_held = false;
 		mxfs_lock_put(&mi->open, MXFS_MODE_PR);
 	}
+	mxfs_ranges_destroy(inode);
 	mxfs_lock_destroy(&mi->open);
 	mxfs_lock_destroy(&mi->lock);
 	be = READ_ONCE(mxfs_inode_sbi(inode)->be);

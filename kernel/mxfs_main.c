@@ -48,6 +48,8 @@ const char *const mxfs_counter_names[MXFS_COUNT_MAX] = {
 	[MXFS_COUNT_HOLDER_READ] = "holder_read",
 	[MXFS_COUNT_HOLDER_WRITE] = "holder_write",
 	[MXFS_COUNT_DISK_ERROR] = "disk_error",
+	[MXFS_COUNT_RANGE_IO] = "range_io",
+	[MXFS_COUNT_RANGE_REFUSED] = "range_refused",
 };
 
 static int __init mxfs_init(void)

@@ -690,9 +690,22 @@ void mxfs_map_trim(struct inode *inode)
 			  err);
 }
 
-void mxfs_data_clean(struct inode *inode)
+void mxfs_data_settle(struct inode *inode)
 {
 	struct mxfs_sb_info *sbi = mxfs_inode_sbi(inode);
+
+	if (!READ_ONCE(map_of(inode)->unflushed) || mxfs_gate_enter_wait(sbi))
+		return;
+	if (mxfs_data_flush(inode)) {
+		WRITE_ONCE(map_of(inode)->unflushed, false);
+		if (sbi->be->fsync(sbi, &MXFS_I(inode)->fh, true) && !mxfs_gate_fenced(&sbi->gate))
+			mxfs_warn(sbi, "inode %llu: flushing the disk's cache failed", MXFS_I(inode)->fh.ino);
+	}
+	mxfs_gate_leave(sbi);
+}
+
+void mxfs_data_clean(struct inode *inode)
+{
 	int tries;
 
 	/* What the disk has refused is dirty again, and goes through the holder in the next round. */
@@ -703,12 +716,8 @@ void mxfs_data_clean(struct inode *inode)
 	}
 	mxfs_push_times(inode);
 	mxfs_map_trim(inode);
-	if (!READ_ONCE(map_of(inode)->unflushed) || mxfs_gate_enter_wait(sbi))
-		return;
 	/* The next owner shall not see what a power cut at the disk would take back. */
-	if (mxfs_data_flush(inode) && sbi->be->fsync(sbi, &MXFS_I(inode)->fh, true) && !mxfs_gate_fenced(&sbi->gate))
-		mxfs_warn(sbi, "inode %llu: flushing the disk's cache failed", MXFS_I(inode)->fh.ino);
-	mxfs_gate_leave(sbi);
+	mxfs_data_settle(inode);
 }
 
 int mxfs_lower_fresh(struct inode *inode)

@@ -14,6 +14,8 @@
 #ifndef MXFS_VFS_H
 #define MXFS_VFS_H
 
+#include <linux/xarray.h>
+
 #include "mxfs.h"
 
 /* Part of a file on the disk; under map->lock, or a copy. */
@@ -54,6 +56,9 @@ struct mxfs_vnode {
 	struct work_struct last_close;
 	u64 disk_size; /* of the lower file, under i_lock: as the last answer had it */
 	struct mxfs_map map;
+	struct xarray ranges;	    /* of struct mxfs_range (mxfs_range.c) */
+	unsigned long direct_at;    /* jiffies: O_DIRECT was used last; 0: never */
+	unsigned long ranges_until; /* jiffies: O_DIRECT takes ranges instead of the whole file; 0: no */
 };
 
 /* mxfs_vnode.state */
@@ -139,6 +144,8 @@ int mxfs_file_open(struct inode *inode, struct file *file);
 int mxfs_file_open_held(struct inode *inode, struct file *file); /* INODE is held, the attributes are valid */
 int mxfs_file_release(struct inode *inode, struct file *file);
 int mxfs_file_fsync(struct file *file, loff_t start, loff_t end, int datasync);
+/* As the lower file's own O_DIRECT, inside the gate; the iterator is put back if a page of it was not there (-EFAULT). */
+ssize_t mxfs_lower_direct(struct kiocb *iocb, struct iov_iter *iter, bool write, struct mxfs_attr *attr);
 
 /*
  * mxfs_map.c. use, ask, commit_gated, change_begin, data_flush: inside the gate.
@@ -179,6 +186,8 @@ int mxfs_data_flush(struct inode *inode);
 int mxfs_disk_flush(struct mxfs_sb_info *sbi);
 /* EX held, nobody writes, outside the gate: gives blocks beyond the end of file back, if there are any and all data is committed. */
 void mxfs_map_trim(struct inode *inode);
+/* What was written directly is safe from a power cut at the disk, before another node can read it. Outside the gate; warns. */
+void mxfs_data_settle(struct inode *inode);
 /* Before EX is given up, outside the gate: pages and times are written, committed, and safe from a power cut at the disk. */
 void mxfs_data_clean(struct inode *inode);
 /*
@@ -206,8 +215,17 @@ int mxfs_direct_read_wait(struct inode *inode, struct page *page);
  */
 int mxfs_direct_write(struct inode *inode, struct page **pages, unsigned int count, u64 pos, u64 len, bool sync,
 		      unsigned int *part);
-/* O_DIRECT on a member. -ENOTBLK: take the other way. */
-ssize_t mxfs_direct_io(struct kiocb *iocb, struct iov_iter *iter, bool write);
+/* O_DIRECT on a member. Blocks that are written only (`written`), or any. -ENOTBLK: take the other way. */
+ssize_t mxfs_direct_io(struct kiocb *iocb, struct iov_iter *iter, bool write, bool written);
+
+/* mxfs_range.c */
+/* O_DIRECT under EXTENT locks, as far as that is called for. Takes i_rwsem and locks by itself. Bytes, perhaps none; -errno. */
+ssize_t mxfs_range_io(struct kiocb *iocb, struct iov_iter *iter, bool write);
+/* Direct I/O was done. */
+void mxfs_range_used(struct inode *inode);
+/* The file is being given up to somebody who wants it in that mode. */
+void mxfs_range_contended(struct inode *inode, int wanted);
+void mxfs_ranges_destroy(struct inode *inode);
 
 /* mxfs_aops.c; the DLM lock is held by the caller, the gate is entered inside */
 extern const struct address_space_operations mxfs_aops;

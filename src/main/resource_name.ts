@@ -5,7 +5,7 @@
 //   NAME               any word: type USER, ino = FNV-1a-64 of its UTF-8 bytes
 //   user:NUMBER        type USER with that number
 //   inode:INO:GENERATION  open:INO:GENERATION  (without GENERATION: 0)
-//   flock:INO  extent:INO:OFFSET  ag:NUMBER  super:NUMBER  journal:SLOT
+//   flock:INO  extent:INO:OFFSET[:GENERATION]  ag:NUMBER  super:NUMBER  journal:SLOT
 //
 // Numbers are decimal or 0x hexadecimal, below 2^64 (AG: 2^32).
 // Known weakness: two names with one FNV-1a-64 are one lock (odds 2^-64 a pair).
@@ -76,8 +76,9 @@ export function parseResource(input: string): ResourceName {
   if (!input.includes(":")) {
     return { type: MXFS_RES_USER, ino: fnv1a64(new TextEncoder().encode(input)), offset: 0n, ag: 0 };
   }
-  if (rest.length === 0 && kind === "extent" && second !== undefined) {
-    return { type: MXFS_RES_EXTENT, ino: parseU64(first, U64), offset: parseU64(second, U64), ag: 0 };
+  if (rest.length <= 1 && kind === "extent" && second !== undefined) {
+    const ag = rest[0] === undefined ? 0 : Number(parseU64(rest[0], U32));
+    return { type: MXFS_RES_EXTENT, ino: parseU64(first, U64), offset: parseU64(second, U64), ag };
   }
   const generation = rest.length === 0 && WITH_GENERATION.includes(kind) ? second : undefined;
   if (Object.hasOwn(BY_INO, kind) && second === generation) {
@@ -91,7 +92,7 @@ export function parseResource(input: string): ResourceName {
     return { type: MXFS_RES_AG, ino: 0n, offset: 0n, ag: Number(parseU64(first, U32)) };
   }
   throw new NameError(
-    `resource "${input}": expected a name without colons, or user:N, inode:INO:GENERATION, open:INO:GENERATION, flock:INO, extent:INO:OFFSET, ag:N, super:N, journal:N`,
+    `resource "${input}": expected a name without colons, or user:N, inode:INO:GENERATION, open:INO:GENERATION, flock:INO, extent:INO:OFFSET:GENERATION, ag:N, super:N, journal:N`,
   );
 }
 
@@ -99,7 +100,7 @@ export function parseResource(input: string): ResourceName {
 export function formatResource(resource: ResourceName): string {
   switch (resource.type) {
     case MXFS_RES_EXTENT:
-      return `extent:${resource.ino}:${resource.offset}`;
+      return `extent:${resource.ino}:${resource.offset}${resource.ag !== 0 ? `:${resource.ag}` : ""}`;
     case MXFS_RES_AG:
       return `ag:${resource.ag}`;
     case MXFS_RES_SUPER:

@@ -26,6 +26,7 @@ test("What is printed is read back as the same resource", () => {
     "flock:5",
     "user:9",
     "extent:3:4096",
+    "extent:3:4096:77",
     "super:1",
     "ag:2",
   ])

@@ -10,6 +10,7 @@ import {
   ReplayGuard,
 } from "../../src/wire/discovery.js";
 import { WireError } from "../../src/wire/error.js";
+import { codeOfError } from "../support/code_of.js";
 import { Random } from "../support/random.js";
 
 const KEY = new Random(3).bytes(32);
@@ -26,15 +27,7 @@ const PACKET: DiscoveryPacket = {
   uuid: new Random(4).bytes(16),
 };
 
-function codeOf(work: () => unknown): string {
-  try {
-    work();
-  } catch (error) {
-    if (error instanceof WireError) return error.code;
-    throw error;
-  }
-  return "accepted";
-}
+const codeOf = codeOfError(WireError, "accepted");
 
 /** Changes bytes and signs again. */
 function resigned(change: (view: DataView) => void): Uint8Array {

@@ -5,6 +5,7 @@ import * as assert from "uvu/assert";
 import { MXFS_WIRE_BODY_MAX, MXFS_WIRE_HEADER_SIZE, WireType } from "../../src/wire/abi.js";
 import { WireError } from "../../src/wire/error.js";
 import { decodeFrameHeader, type Frame, FrameParser, FrameWriter } from "../../src/wire/frame.js";
+import { codeOfError } from "../support/code_of.js";
 import { Random } from "../support/random.js";
 
 function collect(parser: FrameParser, chunks: readonly Uint8Array[]): Frame[] {
@@ -21,15 +22,7 @@ function joined(parts: readonly Uint8Array[]): Uint8Array {
   return Uint8Array.from(parts.flatMap((part) => [...part]));
 }
 
-function codeOf(work: () => void): string {
-  try {
-    work();
-  } catch (error) {
-    if (error instanceof WireError) return error.code;
-    throw error;
-  }
-  return "accepted";
-}
+const codeOf = codeOfError(WireError, "accepted");
 
 const patched = (bytes: Uint8Array, at: number, value: number): Uint8Array => {
   const copy = bytes.slice();

@@ -21,6 +21,7 @@ import {
 import { DiskFormatError, sealRecord } from "../../src/disk/record.js";
 import { MXFS_DISK_LOCK_CHUNK_RECORDS } from "../../src/wire/abi.js";
 import { Random } from "../sim/world.js";
+import { codeOfError } from "../support/code_of.js";
 
 const VOLUME = 77n;
 const SIZE = 512;
@@ -120,15 +121,7 @@ const read = (area: Uint8Array, epoch = 9n) => readLockArea(area, SIZE, VOLUME, 
 const names = (locks: readonly { lockId: bigint; mode: number }[]): string[] =>
   locks.map((lock) => `${lock.lockId}:${lock.mode}`).sort();
 
-function codeOf(action: () => unknown): string {
-  try {
-    action();
-  } catch (error) {
-    if (error instanceof DiskFormatError) return error.code;
-    throw error;
-  }
-  return "none";
-}
+const codeOf = codeOfError(DiskFormatError, "none");
 
 test("a lock record comes back as it went, in every record size", () => {
   for (const size of [512, 1024, 4096]) {

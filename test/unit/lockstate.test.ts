@@ -18,6 +18,7 @@ import {
   tryDecodeHeader,
 } from "../../src/disk/lockstate.js";
 import { DiskFormatError, sealRecord } from "../../src/disk/record.js";
+import { codeOfError } from "../support/code_of.js";
 
 const VOLUME = 0xfedcba9876543210n;
 
@@ -47,15 +48,7 @@ function sample(sequence = 5n): DiskHeader {
   };
 }
 
-function codeOf(action: () => unknown): string {
-  try {
-    action();
-  } catch (error) {
-    if (error instanceof DiskFormatError) return error.code;
-    throw error;
-  }
-  return "none";
-}
+const codeOf = codeOfError(DiskFormatError, "none");
 
 /** The encoded sample with a change, its checksum made right again. */
 function forged(change: (view: DataView) => void): Uint8Array {

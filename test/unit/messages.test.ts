@@ -26,6 +26,7 @@ import {
   encodeHello,
   isClusterType,
 } from "../../src/wire/messages.js";
+import { codeOfError } from "../support/code_of.js";
 import { Random } from "../support/random.js";
 
 const U64_MAX = 0xffffffffffffffffn;
@@ -66,15 +67,7 @@ const MESSAGES: readonly ClusterMessage[] = [
 const textOf = (bytes: Uint8Array): string => new TextDecoder().decode(bytes);
 const bytesOf = (text: string): Uint8Array => new TextEncoder().encode(text);
 
-function codeOf(work: () => unknown): string {
-  try {
-    work();
-  } catch (error) {
-    if (error instanceof WireError) return error.code;
-    throw error;
-  }
-  return "accepted";
-}
+const codeOf = codeOfError(WireError, "accepted");
 
 test("every cluster message is read as it was written", () => {
   for (const message of MESSAGES) {

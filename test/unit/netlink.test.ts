@@ -24,6 +24,7 @@ import {
   type ToDaemon,
   type ToKernel,
 } from "../../src/wire/netlink.js";
+import { codeOfError } from "../support/code_of.js";
 import { entryOf } from "../support/locks.js";
 import { Random } from "../support/random.js";
 
@@ -112,15 +113,7 @@ const TO_DAEMON: readonly ToDaemon[] = [
   { cmd: "VOLUME_MOUNT", mountId: 1, state: 2, role: 1, device: "/dev/sda", volume: 3n, pid: 400 },
 ];
 
-function codeOf(work: () => unknown): string {
-  try {
-    work();
-  } catch (error) {
-    if (error instanceof WireError) return error.code;
-    throw error;
-  }
-  return "accepted";
-}
+const codeOf = codeOfError(WireError, "accepted");
 
 const payloadOf = (bytes: Uint8Array): Uint8Array => {
   const message = splitMessages(bytes)[0];

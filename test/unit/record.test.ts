@@ -12,6 +12,7 @@ import {
   type JournalRecord,
   sealRecord,
 } from "../../src/disk/record.js";
+import { codeOfError } from "../support/code_of.js";
 
 const VOLUME = 42n;
 
@@ -35,15 +36,7 @@ function journal(): JournalRecord {
   return { volume: VOLUME, epoch: 3n, sequence: 2n, node: 5, incarnation: 6, state: 3, recoverer: 7 };
 }
 
-function codeOf(action: () => unknown): string {
-  try {
-    action();
-  } catch (error) {
-    if (error instanceof DiskFormatError) return error.code;
-    throw error;
-  }
-  return "none";
-}
+const codeOf = codeOfError(DiskFormatError, "none");
 
 test("heartbeats survive encoding and decoding at both record sizes and with every kind of address", () => {
   for (const size of [512, 4096]) {

@@ -8,6 +8,7 @@ import { isMainThread, Worker, workerData } from "node:worker_threads";
 import { test } from "uvu";
 import * as assert from "uvu/assert";
 import { Ring, RingError } from "../../src/workers/ring.js";
+import { codeOfError } from "../support/code_of.js";
 import { Random } from "../support/random.js";
 
 const THIS_FILE = fileURLToPath(import.meta.url);
@@ -18,15 +19,7 @@ interface Job {
   readonly sender: number;
 }
 
-function codeOf(work: () => unknown): string {
-  try {
-    work();
-  } catch (error) {
-    if (error instanceof RingError) return error.code;
-    throw error;
-  }
-  return "accepted";
-}
+const codeOf = codeOfError(RingError, "accepted");
 
 const NOTHING = new Uint8Array(0);
 

@@ -30,6 +30,7 @@
  *	mxfs_inode.c mxfs_dir.c mxfs_file.c mxfs_aops.c mxfs_xattr.c mxfs_flock.c   VFS operations
  *	mxfs_map.c      a member's block maps, and what is to be committed
  *	mxfs_direct.c   pages and O_DIRECT straight from and to the disk
+ *	mxfs_aio.c      O_DIRECT that does not wait
  *	mxfs_range.c    O_DIRECT of several nodes in different parts of one file
  */
 #ifndef MXFS_KERNEL_H
@@ -560,6 +561,7 @@ enum mxfs_counter {
 	MXFS_COUNT_HOLDER_WRITE,
 	MXFS_COUNT_DISK_ERROR,	/* errors of the disk, after which the holder was asked */
 	MXFS_COUNT_RANGE_IO,	/* rounds of direct I/O under EXTENT locks */
+	MXFS_COUNT_AIO,		/* direct I/O that the caller did not wait for */
 	MXFS_COUNT_RANGE_REFUSED, /* direct I/O that took the whole file after all */
 	MXFS_COUNT_MAX,
 };
@@ -600,6 +602,8 @@ int mxfs_maps_init(struct mxfs_sb_info *sbi);
 void mxfs_maps_destroy(struct mxfs_sb_info *sbi);
 void mxfs_maps_start(struct mxfs_sb_info *sbi);
 void mxfs_maps_stop(struct mxfs_sb_info *sbi);
+int mxfs_aio_init(void);
+void mxfs_aio_exit(void);
 int mxfs_direct_init(void);
 void mxfs_direct_exit(void);
 

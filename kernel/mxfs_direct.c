@@ -10,8 +10,6 @@
  * Errors of the disk. A page that could not be read is left for read_folio, which asks the holder; pages that could not be written
  * become dirty again and go through the holder in the next round (mxfs_data_clean, or the flusher). Refused by the reservation
  * means fenced. The lease is looked at again when a read completes.
- *
- * Known weakness: O_DIRECT is synchronous, also for AIO: it is as parallel as its threads.
  */
 #include <linux/backing-dev.h>
 #include <linux/bio.h>
@@ -31,9 +29,8 @@
 #define MXFS_TRIES 16
 /* Holes up to this are filled through the holder: one message instead of two. */
 #define MXFS_SMALL_BYTES SZ_64K
-#define MXFS_GROW_MIN SZ_1M
+#define MXFS_GROW_MIN SZ_4M
 #define MXFS_GROW_MAX SZ_64M
-#define MXFS_DIO_PIECES 16
 
 struct mxfs_io {
 	struct inode *inode;
@@ -269,9 +266,9 @@ static u64 blocks_wanted(struct inode *inode, u64 pos, u64 need, bool direct)
 		want = max_t(u64, want, min_t(u64, size - pos, MXFS_GROW_MAX));
 	if (pos + need < size || !atomic_read(&MXFS_I(inode)->open_count))
 		return want;
-	grow = clamp_t(u64, 2 * READ_ONCE(map->grow), need <= MXFS_SMALL_BYTES ? MXFS_SMALL_BYTES : MXFS_GROW_MIN,
+	grow = clamp_t(u64, 4 * READ_ONCE(map->grow), need <= MXFS_SMALL_BYTES ? MXFS_SMALL_BYTES : MXFS_GROW_MIN,
 		       MXFS_GROW_MAX);
-	grow = min_t(u64, grow, max_t(u64, size, need <= MXFS_SMALL_BYTES ? MXFS_SMALL_BYTES : MXFS_GROW_MIN));
+	grow = min_t(u64, grow, max_t(u64, 2 * size, need <= MXFS_SMALL_BYTES ? MXFS_SMALL_BYTES : MXFS_GROW_MIN));
 	WRITE_ONCE(map->grow, grow);
 	WRITE_ONCE(map->beyond, true);
 	return max(want, grow);
@@ -351,14 +348,6 @@ int mxfs_direct_write(struct inode *inode, struct page **pages, unsigned int cou
 }
 
 /* ------------------------------------------------------------------ O_DIRECT */
-
-struct mxfs_dio {
-	struct kiocb iocb; /* a copy: synchronous, and without syncing under the lock */
-	struct inode *inode;
-	bool write, written;
-	unsigned int count;
-	struct mxfs_extent pieces[MXFS_DIO_PIECES]; /* in use */
-};
 
 /* Only what is known: the holder must not be waited for with pieces in use. */
 static int dio_begin(struct inode *inode, loff_t pos, loff_t length, unsigned int flags, struct iomap *iomap,
@@ -470,6 +459,50 @@ static int dio_prepare(struct inode *inode, u64 pos, u64 len, bool write, bool w
 	return 0;
 }
 
+ssize_t mxfs_direct_run(struct mxfs_dio *dio, struct kiocb *iocb, struct iov_iter *iter, bool write, bool written,
+			void (*done)(struct kiocb *iocb, long result))
+{
+	struct inode *inode = file_inode(iocb->ki_filp);
+	struct mxfs_sb_info *sbi = mxfs_inode_sbi(inode);
+	u64 pos = iocb->ki_pos, len = iov_iter_count(iter);
+	ssize_t n;
+
+	if (READ_ONCE(sbi->be) != &mxfs_remote_backend)
+		return -ENOTBLK;
+	n = mxfs_gate_enter(sbi);
+	if (n)
+		return n;
+	n = dio_prepare(inode, pos, len, write, written);
+	mxfs_gate_leave(sbi);
+	if (n)
+		return n == -ENOSPC || n == -EDQUOT || n == -EINTR || n == -ERESTARTSYS ? n : -ENOTBLK;
+	dio->iocb = *iocb;
+	dio->iocb.ki_complete = done;
+	dio->iocb.ki_flags &= ~(IOCB_DSYNC | IOCB_SYNC | IOCB_HIPRI | IOCB_NOWAIT);
+	dio->inode = inode;
+	dio->write = write;
+	dio->written = written;
+	return iomap_dio_rw(&dio->iocb, iter, &mxfs_dio_iomap_ops, &mxfs_dio_ops,
+			    IOMAP_DIO_PARTIAL | (done ? 0 : IOMAP_DIO_FORCE_WAIT), dio, 0);
+}
+
+bool mxfs_direct_disk_error(long result)
+{
+	switch (result) {
+	case -EFAULT:
+	case -EINVAL:
+	case -ENOMEM:
+	case -ENOSPC:
+	case -EDQUOT:
+	case -EINTR:
+	case -ERESTARTSYS:
+	case -ENOTBLK:
+	case -EIOCBQUEUED:
+		return false;
+	}
+	return result < 0;
+}
+
 ssize_t mxfs_direct_io(struct kiocb *iocb, struct iov_iter *iter, bool write, bool written)
 {
 	struct inode *inode = file_inode(iocb->ki_filp);
@@ -484,26 +517,12 @@ ssize_t mxfs_direct_io(struct kiocb *iocb, struct iov_iter *iter, bool write, bo
 	n = filemap_write_and_wait_range(inode->i_mapping, pos, pos + len - 1);
 	if (n)
 		return n;
-	n = mxfs_gate_enter(sbi);
-	if (n)
-		return n;
-	n = dio_prepare(inode, pos, len, write, written);
-	mxfs_gate_leave(sbi);
-	if (n)
-		return n == -ENOSPC || n == -EDQUOT || n == -EINTR || n == -ERESTARTSYS ? n : -ENOTBLK;
-
 	dio = kzalloc(sizeof(*dio), GFP_KERNEL);
 	if (!dio)
 		return -ENOMEM;
-	dio->iocb = *iocb;
-	dio->iocb.ki_complete = NULL;
-	dio->iocb.ki_flags &= ~(IOCB_DSYNC | IOCB_SYNC | IOCB_HIPRI | IOCB_NOWAIT);
-	dio->inode = inode;
-	dio->write = write;
-	dio->written = written;
 	pagefault_disable();
 	iter->nofault = true;
-	n = iomap_dio_rw(&dio->iocb, iter, &mxfs_dio_iomap_ops, &mxfs_dio_ops, IOMAP_DIO_PARTIAL | IOMAP_DIO_FORCE_WAIT, dio, 0);
+	n = mxfs_direct_run(dio, iocb, iter, write, written, NULL);
 	iter->nofault = false;
 	pagefault_enable();
 	WARN_ON_ONCE(dio->count);
@@ -518,9 +537,9 @@ ssize_t mxfs_direct_io(struct kiocb *iocb, struct iov_iter *iter, bool write, bo
 		iocb->ki_pos += n;
 		return n;
 	}
-	if (n == -EFAULT || n == -EINVAL || n == -ENOMEM)
-		return n;
-	if (n && n != -ENOTBLK)
+	if (mxfs_direct_disk_error(n))
 		mxfs_disk_failed(sbi, n);
+	else if (n && n != -ENOTBLK)
+		return n;
 	return mxfs_gate_fenced(&sbi->gate) ? -EIO : -ENOTBLK;
 }

@@ -252,6 +252,9 @@ static ssize_t mxfs_file_read_iter(struct kiocb *iocb, struct iov_iter *to)
 	ssize_t done = 0, n = 0;
 
 	if (direct) {
+		n = mxfs_aio_start(iocb, to, false);
+		if (n != -ENOTBLK)
+			return n;
 		done = mxfs_range_io(iocb, to, false);
 		if (done < 0)
 			return done;
@@ -397,6 +400,11 @@ static ssize_t mxfs_file_write_iter(struct kiocb *iocb, struct iov_iter *from)
 	int err;
 
 	if (iocb->ki_flags & IOCB_DIRECT) {
+		n = mxfs_aio_start(iocb, from, true);
+		if (n > 0)
+			return generic_write_sync(iocb, n);
+		if (n != -ENOTBLK)
+			return n;
 		done = mxfs_range_io(iocb, from, true);
 		if (done < 0)
 			return done;

@@ -49,6 +49,7 @@ const char *const mxfs_counter_names[MXFS_COUNT_MAX] = {
 	[MXFS_COUNT_HOLDER_WRITE] = "holder_write",
 	[MXFS_COUNT_DISK_ERROR] = "disk_error",
 	[MXFS_COUNT_RANGE_IO] = "range_io",
+	[MXFS_COUNT_AIO] = "direct_async",
 	[MXFS_COUNT_RANGE_REFUSED] = "range_refused",
 };
 
@@ -65,9 +66,12 @@ static int __init mxfs_init(void)
 	err = mxfs_direct_init();
 	if (err)
 		goto out_inode_cache;
-	err = mxfs_cache_init();
+	err = mxfs_aio_init();
 	if (err)
 		goto out_direct;
+	err = mxfs_cache_init();
+	if (err)
+		goto out_aio;
 	err = mxfs_netlink_init();
 	if (err) {
 		pr_err("mxfs: cannot register the generic netlink family \"%s\": error %d\n", MXFS_GENL_NAME, err);
@@ -84,6 +88,8 @@ out_netlink:
 	mxfs_netlink_exit();
 out_cache:
 	mxfs_cache_exit();
+out_aio:
+	mxfs_aio_exit();
 out_direct:
 	mxfs_direct_exit();
 out_inode_cache:
@@ -99,6 +105,7 @@ static void __exit mxfs_exit(void)
 	/* Inodes are freed by RCU call-backs. */
 	rcu_barrier();
 	mxfs_inode_cache_exit();
+	mxfs_aio_exit();
 	mxfs_direct_exit();
 }
 

@@ -37,7 +37,6 @@
 #define MXFS_RANGE_DIO_MS 2000 /* direct I/O so short ago counts as under way */
 #define MXFS_RANGE_BYTES SZ_1M /* the smallest part, and most that is done in one round: so a round has two of them at most */
 #define MXFS_RANGES_MAX 4096   /* parts of a file */
-#define MXFS_ROUND_RANGES 2
 
 struct mxfs_range {
 	struct mxfs_lock lock;
@@ -164,31 +163,85 @@ static ssize_t range_lower(struct kiocb *iocb, struct iov_iter *iter, bool write
 	return n;
 }
 
-/* EX (`whole`) or CW held, the attributes are valid. -ENOTBLK: not in this way. */
-static ssize_t range_locked(struct kiocb *iocb, struct iov_iter *iter, bool write, bool whole)
+/* INODE is held in use->mode, the attributes are valid. Takes what else the I/O needs. -ENOTBLK: not in this way. */
+static int range_parts_get(struct kiocb *iocb, struct iov_iter *iter, bool write, unsigned int flags,
+			   struct mxfs_range_use *use)
 {
-	int mode = write ? MXFS_MODE_EX : MXFS_MODE_PR, held = 0, i;
-	struct inode *inode = file_inode(iocb->ki_filp);
-	u64 pos = iocb->ki_pos, end = pos + iov_iter_count(iter), size = i_size_read(inode);
-	struct mxfs_lock *locks[MXFS_ROUND_RANGES];
+	u64 pos = iocb->ki_pos, end = pos + iov_iter_count(iter), size = i_size_read(use->inode);
+	struct inode *inode = use->inode;
+	struct mxfs_lock *lk;
 	unsigned int shift;
-	ssize_t n = 0;
+	int err = 0;
 
 	if (end > size || inode->i_mapping->nrpages || (write && !test_bit(MXFS_VN_UNPRIVED, &MXFS_VN(inode)->state)))
 		return -ENOTBLK;
+	if (use->mode != MXFS_MODE_CW) /* the whole file */
+		return 0;
 	shift = ilog2(roundup_pow_of_two(max_t(u64, DIV_ROUND_UP_ULL(size, MXFS_RANGES_MAX), MXFS_RANGE_BYTES)));
-	for (; !whole && held < MXFS_ROUND_RANGES && (pos >> shift) + held <= (end - 1) >> shift; held++) {
-		locks[held] = range_lock(inode, shift, (pos >> shift) + held);
-		n = locks[held] ? mxfs_lock_get(locks[held], mode, 0) : -ENOMEM;
-		if (n)
+	if (((end - 1) >> shift) - (pos >> shift) >= MXFS_ROUND_RANGES)
+		return -ENOTBLK;
+	use->part_mode = write ? MXFS_MODE_EX : MXFS_MODE_PR;
+	while ((pos >> shift) + use->count <= (end - 1) >> shift) {
+		lk = range_lock(inode, shift, (pos >> shift) + use->count);
+		err = lk ? mxfs_lock_get(lk, use->part_mode, flags) : -ENOMEM;
+		if (err)
 			break;
+		use->parts[use->count++] = lk;
 	}
-	if (!n && READ_ONCE(mxfs_inode_sbi(inode)->be) == &mxfs_local_backend)
+	return err;
+}
+
+static void range_parts_put(struct mxfs_range_use *use)
+{
+	while (use->count)
+		mxfs_lock_put(use->parts[--use->count], use->part_mode);
+}
+
+int mxfs_range_get(struct kiocb *iocb, struct iov_iter *iter, bool write, struct mxfs_range_use *use)
+{
+	struct inode *inode = file_inode(iocb->ki_filp);
+	struct mxfs_inode *mi = MXFS_I(inode);
+	int err;
+
+	if (iocb->ki_flags & IOCB_APPEND || mapping_mapped(inode->i_mapping))
+		return -ENOTBLK;
+	*use = (struct mxfs_range_use){ .inode = inode, .mode = write ? MXFS_MODE_EX : MXFS_MODE_PR };
+	err = mxfs_lock_get(&mi->lock, use->mode, MXFS_LOCK_CACHED);
+	if (err == -EAGAIN) {
+		use->mode = MXFS_MODE_CW;
+		err = mxfs_lock_get(&mi->lock, use->mode, MXFS_LOCK_CACHED);
+	}
+	if (err)
+		return err;
+	err = mxfs_attr_refresh(inode);
+	if (!err && mxfs_is_local(inode) && READ_ONCE(mxfs_inode_sbi(inode)->be) == &mxfs_local_backend)
+		err = -ENOTBLK; /* pending times must go first */
+	if (!err)
+		err = range_parts_get(iocb, iter, write, MXFS_LOCK_CACHED, use);
+	if (err)
+		mxfs_range_put(use);
+	else
+		mxfs_range_used(inode);
+	return err;
+}
+
+void mxfs_range_put(struct mxfs_range_use *use)
+{
+	range_parts_put(use);
+	mxfs_lock_put(&MXFS_I(use->inode)->lock, use->mode);
+}
+
+/* INODE held, the attributes are valid. -ENOTBLK: not in this way. */
+static ssize_t range_locked(struct kiocb *iocb, struct iov_iter *iter, bool write, int mode)
+{
+	struct mxfs_range_use use = { .inode = file_inode(iocb->ki_filp), .mode = mode };
+	ssize_t n = range_parts_get(iocb, iter, write, 0, &use);
+
+	if (!n && READ_ONCE(mxfs_inode_sbi(use.inode)->be) == &mxfs_local_backend)
 		n = range_lower(iocb, iter, write);
 	else if (!n)
 		n = mxfs_direct_io(iocb, iter, write, true);
-	for (i = held - 1; i >= 0; i--)
-		mxfs_lock_put(locks[i], mode);
+	range_parts_put(&use);
 	return n;
 }
 
@@ -213,7 +266,7 @@ static ssize_t range_round(struct kiocb *iocb, struct iov_iter *iter, bool write
 	if (!n && iov_iter_count(iter)) {
 		hidden = iov_iter_count(iter) - min_t(size_t, iov_iter_count(iter), MXFS_RANGE_BYTES);
 		iov_iter_truncate(iter, MXFS_RANGE_BYTES);
-		n = range_locked(iocb, iter, write, mode == MXFS_MODE_EX);
+		n = range_locked(iocb, iter, write, mode);
 		iov_iter_reexpand(iter, iov_iter_count(iter) + hidden);
 	}
 	mxfs_lock_put(&mi->lock, mode);

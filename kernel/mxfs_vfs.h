@@ -215,17 +215,47 @@ int mxfs_direct_read_wait(struct inode *inode, struct page *page);
  */
 int mxfs_direct_write(struct inode *inode, struct page **pages, unsigned int count, u64 pos, u64 len, bool sync,
 		      unsigned int *part);
+#define MXFS_DIO_PIECES 16
+struct mxfs_dio {
+	struct kiocb iocb; /* a copy, without syncing under the lock */
+	struct inode *inode;
+	bool write, written;
+	unsigned int count;
+	struct mxfs_extent pieces[MXFS_DIO_PIECES]; /* in use */
+};
+/*
+ * O_DIRECT on a member, the locks held, page faults disabled: bytes, -errno, -ENOTBLK (take the other way). With `done`: also
+ * -EIOCBQUEUED, and the answer by that, called with &dio->iocb from any context.
+ */
+ssize_t mxfs_direct_run(struct mxfs_dio *dio, struct kiocb *iocb, struct iov_iter *iter, bool write, bool written,
+			void (*done)(struct kiocb *iocb, long result));
+/* Such an answer is the disk's, and the holder may know better. */
+bool mxfs_direct_disk_error(long result);
 /* O_DIRECT on a member. Blocks that are written only (`written`), or any. -ENOTBLK: take the other way. */
 ssize_t mxfs_direct_io(struct kiocb *iocb, struct iov_iter *iter, bool write, bool written);
 
 /* mxfs_range.c */
 /* O_DIRECT under EXTENT locks, as far as that is called for. Takes i_rwsem and locks by itself. Bytes, perhaps none; -errno. */
 ssize_t mxfs_range_io(struct kiocb *iocb, struct iov_iter *iter, bool write);
+/* The locks of such an I/O. */
+#define MXFS_ROUND_RANGES 2
+struct mxfs_range_use {
+	struct inode *inode;
+	struct mxfs_lock *parts[MXFS_ROUND_RANGES];
+	int mode, part_mode, count;
+};
+/* Those that are here already, or none; i_rwsem held. -EAGAIN: not all are; -ENOTBLK: not in this way. */
+int mxfs_range_get(struct kiocb *iocb, struct iov_iter *iter, bool write, struct mxfs_range_use *use);
+void mxfs_range_put(struct mxfs_range_use *use);
 /* Direct I/O was done. */
 void mxfs_range_used(struct inode *inode);
 /* The file is being given up to somebody who wants it in that mode. */
 void mxfs_range_contended(struct inode *inode, int wanted);
 void mxfs_ranges_destroy(struct inode *inode);
+
+/* mxfs_aio.c */
+/* Of an iocb that need not be waited for. -EIOCBQUEUED, bytes, or -ENOTBLK: nothing was done, take the other ways. */
+ssize_t mxfs_aio_start(struct kiocb *iocb, struct iov_iter *iter, bool write);
 
 /* mxfs_aops.c; the DLM lock is held by the caller, the gate is entered inside */
 extern const struct address_space_operations mxfs_aops;

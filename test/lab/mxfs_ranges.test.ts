@@ -7,6 +7,7 @@
 
 import { test } from "uvu";
 import * as assert from "uvu/assert";
+import { until } from "../../lab/volume.js";
 import { fio } from "../../perf/figures.js";
 import { MOUNTPOINT, rounds, Suite } from "./mxfs_suite.js";
 
@@ -79,6 +80,71 @@ suite.proves(
     }
     await verifyHalves(file);
   },
+);
+
+suite.proves(
+  "Sixteen operations of one process are at the disk at once, on each node, and none is lost",
+  async () => {
+    const words = ["--ioengine=libaio", "--iodepth=16", "--direct=1", "--bs=4k", "--io_size=2m"];
+    const file = await prepare("async");
+    const before = await Promise.all([1, 2].map((node) => counter(node, "direct_async")));
+    await Promise.all(
+      [1, 2].map(async (node) => {
+        const own = `${MOUNTPOINT}/async-${node}`;
+        await suite.lab.run(node, `dd if=/dev/zero of=${own} bs=1M count=4 oflag=direct status=none`, SLOW);
+        const base = [`--filename=${own}`, "--size=4m", "--verify=crc32c", "--verify_fatal=1", ...words];
+        await fio(suite.lab, node, [...base, "--rw=randwrite"]);
+        await fio(suite.lab, node, [...base, "--rw=randrw", "--do_verify=0"]);
+        await fio(suite.lab, node, [...half(file, node), ...words, "--do_verify=0"]);
+      }),
+    );
+    await verifyHalves(file);
+    for (const node of [1, 2]) {
+      const started = (await counter(node, "direct_async")) - (before[node - 1] ?? 0);
+      assert.ok(started >= 500, `node${node}: ${started} operations were not waited for`);
+    }
+  },
+);
+
+suite.proves(
+  "A writer that does not wait goes on when the holder's power is cut",
+  async () => {
+    const { lab, volume } = suite;
+    const { holder, member } = await volume.roles();
+    const file = `${MOUNTPOINT}/async-taken`;
+    await lab.run(
+      member,
+      `dd if=/dev/zero of=${file} bs=1M count=4 oflag=direct conv=fsync status=none`,
+      SLOW,
+    );
+    const base = [
+      `--filename=${file}`,
+      "--size=4m",
+      "--rw=randwrite",
+      "--bs=4k",
+      "--direct=1",
+      "--verify=crc32c",
+      "--verify_fatal=1",
+    ];
+    const writing = fio(lab, member, [
+      ...base,
+      "--ioengine=libaio",
+      "--iodepth=16",
+      "--loops=40",
+      "--do_verify=0",
+    ]);
+    await until("it writes", 60_000, async () =>
+      (await counter(member, "direct_async")) > 3000 ? true : undefined,
+    );
+    lab.kill(holder);
+    await writing;
+    await fio(lab, member, [...base, "--verify_only"]);
+    await lab.start(holder);
+    await volume.prepare(holder);
+    await volume.mount(holder);
+    await fio(lab, holder, [...base, "--verify_only"]);
+  },
+  { expected: [/mxfs: .*(fenc|evict|lease|reservation|key|error)/i, /reservation conflict/i] },
 );
 
 /** Adds one to the number in the first block, under a fcntl lock, with O_DIRECT. */

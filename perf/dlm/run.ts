@@ -2,7 +2,7 @@
 //
 // `npm run perf:dlm`: how fast the lock engine is, beside what people use as lock servers, in one run.
 //
-//   npm run perf:dlm -- [--rounds 5] [--seconds 1] [--quick] [--json FILE] [--no-install]
+//   npm run perf:dlm -- [--rounds 5] [--seconds 1] [--quick] [--lab] [--json FILE] [--no-install]
 //
 // table   LockEngine (perf/dlm/table.ts) and a C++ unordered_map with striped mutexes (map.cc): lock+unlock pairs
 // tcp     the daemon's own peer worker (server.ts) on loopback, Redis (SET NX, DEL) and etcd (transaction, delete),
@@ -16,9 +16,11 @@
 // Redis and etcd are installed from Debian when missing, started on private ports, without persistence that costs
 // (Redis: none; etcd: its log in /dev/shm).
 //
+// lab     with --lab: the classic five operations beside the kernel's own dlm in two guests, and the daemon's memory
+//         (lab.ts, locker.c); then only these rows
+//
 // Weakness: on a host that is busy with other things wall times waver; the tables' rows are by CPU time for that
-// reason, except two threads, which is about wall time. The rows beside the kernel's own dlm are not here: they need
-// the lab.
+// reason, except two threads, which is about wall time.
 
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -34,6 +36,7 @@ import { COMMAND, LockEngine } from "../../src/dlm/engine.js";
 import { Outbox } from "../../src/dlm/outbox.js";
 import { LockMode } from "../../src/wire/abi.js";
 import { encodeLockEntries } from "../../src/wire/lock_entry.js";
+import { LAB_ROWS, labRows } from "./lab.js";
 
 const HERE = dirname(fileURLToPath(import.meta.url));
 const SOURCES = join(HERE, "..", "..", "..", "perf", "dlm");
@@ -48,6 +51,11 @@ const argv = await yargs(hideBin(process.argv))
   .option("rounds", { type: "number", default: 5, describe: "rounds of everything" })
   .option("seconds", { type: "number", default: 1, describe: "length of one TCP measurement" })
   .option("quick", { type: "boolean", default: false, describe: "three short rounds: a minute" })
+  .option("lab", {
+    type: "boolean",
+    default: false,
+    describe: "the rows beside the kernel's dlm, in the lab",
+  })
   .option("json", { type: "string", default: ".lab/perf-dlm.json", describe: "where the figures go" })
   .option("install", {
     type: "boolean",
@@ -400,9 +408,25 @@ function print(table: readonly Line[]): void {
   }
 }
 
+// ---- the lab ----------------------------------------------------------------------------------------------
+
+async function labLines(): Promise<Line[]> {
+  const withDlm = ["corosync", "dlm-controld"].every((name) => need(name.replace("-", "_"), name));
+  await labRows(rounds, withDlm, folder, {
+    note: (row, system, us) => note(`${row}:${system}`, us),
+    daemonRssMib: (value) => note("daemon:rss", value),
+    say,
+  });
+  const found = LAB_ROWS.map((row) =>
+    line(`${row}, mxfs / kernel's dlm`, median(`${row}:mxfs`), median(`${row}:dlm`), "us", false, ""),
+  );
+  const rss = median("daemon:rss");
+  return [...found, line("daemon's resident memory, empty table", rss, null, "MiB", false, "<= 90")];
+}
+
 // ---- the run ------------------------------------------------------------------------------------------------
 
-try {
+async function hostLines(): Promise<Line[]> {
   execFileSync("g++", ["-O2", "-Wall", "-Wextra", "-pthread", "-o", map, join(SOURCES, "map.cc")], {
     stdio: "inherit",
   });
@@ -501,7 +525,11 @@ try {
     }
     viewChange();
   }
-  const table = lines();
+  return lines();
+}
+
+try {
+  const table = argv.lab ? await labLines() : await hostLines();
   print(table);
   mkdirSync(dirname(argv.json), { recursive: true });
   writeFileSync(

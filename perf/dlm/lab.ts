@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//
+// The rows of `npm run perf:dlm -- --lab`: mxfs and the kernel's own dlm in the same two guests, by the same client
+// (locker.c), in turns. The five rows are the classic ones of a distributed lock manager: a new lock and a conversion on
+// a resource mastered here; a new lock, a conversion up and one down on a resource mastered by the other node. Every
+// resource is held in NL on its master meanwhile, in both systems. And the daemon's memory, as the guest's kernel sees it.
+//
+// mxfs: USER locks by the control socket of a mounted volume. The kernel's dlm: libdlm, dlm_controld and corosync as
+// Debian has them, without fencing, in a lockspace of its own.
+//
+// Weakness: emulated guests are about twelve times slower than a machine, so what costs CPU weighs more than on a network
+// of machines; a release and a conversion down are statements in mxfs, and answered by its own daemon.
+
+import { execFileSync } from "node:child_process";
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { type Holding, Lab, Volume } from "../../lab/volume.js";
+import { hashResource } from "../../src/dlm/resource.js";
+import { masterOf, sortedNodes } from "../../src/dlm/view.js";
+import { parseResource } from "../../src/main/resource_name.js";
+
+const NAMES = 100;
+const LOCKER = "/usr/local/bin/perf-locker";
+const SOCKET = "/var/run/mxfsd.sock";
+const LOCKSPACE = "perf";
+const START_MS = 60_000;
+
+export const LAB_ROWS = [
+  "new local",
+  "local convert",
+  "remote up-convert",
+  "remote down-convert",
+  "new with remote master",
+] as const;
+type LabRow = (typeof LAB_ROWS)[number];
+type System = "mxfs" | "dlm";
+
+export interface LabFigures {
+  /** Microseconds, of one round: the median of NAMES operations. */
+  note(row: LabRow, system: System, us: number): void;
+  daemonRssMib(value: number): void;
+  say(line: string): void;
+}
+
+const COROSYNC = `totem {
+  version: 2
+  cluster_name: perf
+  transport: knet
+  crypto_cipher: none
+  crypto_hash: none
+}
+nodelist {
+  node {
+    ring0_addr: 10.77.0.1
+    nodeid: 1
+    name: node1
+  }
+  node {
+    ring0_addr: 10.77.0.2
+    nodeid: 2
+    name: node2
+  }
+}
+quorum {
+  provider: corosync_votequorum
+  two_node: 1
+  wait_for_all: 0
+}
+logging {
+  to_logfile: yes
+  logfile: /tmp/corosync.log
+  to_syslog: no
+}
+`;
+
+/** Device nodes are udev's work, and guests have none: the minors are in /proc/misc. */
+const START_DLM = `set -e
+modprobe configfs
+modprobe dlm
+mountpoint -q /sys/kernel/config || mount -t configfs none /sys/kernel/config
+mkdir -p /dev/misc /etc/dlm /etc/corosync
+echo enable_fencing=0 >/etc/dlm/dlm.conf
+setsid sh -c 'while :; do while read minor name; do case $name in dlm*) [ -e /dev/misc/$name ] ||
+  mknod /dev/misc/$name c 10 $minor;; esac; done </proc/misc; sleep 0.3; done' >/dev/null 2>&1 </dev/null &
+setsid corosync -f >/tmp/corosync.out 2>&1 </dev/null &
+for i in $(seq 60); do corosync-quorumtool -s 2>/dev/null | grep -q 'Quorate: *Yes' && break; sleep 1; done
+setsid dlm_controld -D >/tmp/dlm_controld.log 2>&1 </dev/null &
+for i in $(seq 60); do [ -e /dev/misc/dlm-control ] && dlm_tool status >/dev/null 2>&1 && exit 0; sleep 1; done
+echo 'dlm_controld does not answer:'; tail -5 /tmp/corosync.log /tmp/dlm_controld.log; exit 1
+`;
+
+/** @throws when a guest, mxfs or the kernel's dlm does not start. */
+export async function labRows(
+  rounds: number,
+  withDlm: boolean,
+  folder: string,
+  figures: LabFigures,
+): Promise<void> {
+  const locker = join(folder, "locker");
+  const source = join(import.meta.dirname, "..", "..", "..", "perf", "dlm", "locker.c");
+  execFileSync("gcc", ["-O2", "-Wall", "-Wextra", "-o", locker, source], { stdio: "inherit" });
+  const lab = await Lab.up({
+    name: process.env.MXFS_LAB ?? "perf-dlm",
+    nodes: 2,
+    ephemeral: true,
+    replace: true,
+    log: figures.say,
+  });
+  try {
+    const volume = new Volume(lab);
+    await volume.prepareAll();
+    await volume.mkfs();
+    await volume.mountAll();
+    for (const node of volume.nodes) {
+      await lab.put(node, locker, LOCKER);
+      await lab.run(node, `chmod 755 ${LOCKER}`);
+    }
+    const names = await namesByMaster(volume);
+    figures.daemonRssMib(await daemonRss(volume));
+    if (withDlm) {
+      writeFileSync(join(folder, "corosync.conf"), COROSYNC);
+      for (const node of volume.nodes) {
+        await lab.run(node, "mkdir -p /etc/corosync");
+        await lab.put(node, join(folder, "corosync.conf"), "/etc/corosync/corosync.conf");
+      }
+      figures.say("corosync and dlm_controld");
+      await Promise.all(volume.nodes.map((node) => lab.run(node, START_DLM, { timeoutMs: 2 * START_MS })));
+    }
+    const systems: readonly System[] = withDlm ? ["mxfs", "dlm"] : ["mxfs"];
+    for (const [index, list] of names.entries()) {
+      for (const node of volume.nodes) {
+        const file = join(folder, `names-${index + 1}`);
+        writeFileSync(file, `${list.join("\n")}\n\n`);
+        await lab.put(node, file, `/tmp/names-${index + 1}`);
+      }
+    }
+    // The kernel's dlm makes who comes first the master.
+    const holders: Holding[] = [];
+    for (const master of [1, 2]) {
+      for (const system of systems) {
+        figures.say(`${system}: node ${master} holds ${NAMES} locks`);
+        holders.push(await hold(volume, system, master));
+      }
+    }
+    for (let round = 0; round < rounds; round++) {
+      for (const system of round % 2 === 0 ? systems : systems.toReversed()) {
+        const [newLocal, localUp] = await measure(lab, system, 1);
+        const [newRemote, remoteUp, remoteDown] = await measure(lab, system, 2);
+        const all = [newLocal, localUp, remoteUp, remoteDown, newRemote];
+        LAB_ROWS.forEach((row, index) => {
+          figures.note(row, system, all[index] ?? Number.NaN);
+        });
+        figures.say(`lab, round ${round + 1}, ${system}: ${all.map((us) => us?.toFixed(0)).join(" ")} us`);
+      }
+    }
+    await Promise.all(holders.map((holder) => holder.letGo()));
+  } finally {
+    lab.down();
+  }
+}
+
+function command(system: System, what: "hold" | "run"): string {
+  return `${LOCKER} ${system} ${system === "mxfs" ? SOCKET : LOCKSPACE} ${what}`;
+}
+
+async function hold(volume: Volume, system: System, master: number): Promise<Holding> {
+  const script = `(cat /tmp/names-${master}; cat) | ${command(system, "hold")}`;
+  const holding = volume.hold(master, ["sh", "-c", script]);
+  await holding.first;
+  return holding;
+}
+
+/** On node 1, resources mastered by `master`. @returns medians of a new lock, a conversion up, one down. */
+async function measure(lab: Lab, system: System, master: number): Promise<number[]> {
+  const text = await lab.run(1, `${command(system, "run")} </tmp/names-${master}`, {
+    timeoutMs: 3 * START_MS,
+  });
+  return text.trim().split(" ").map(Number);
+}
+
+/** Names whose resources node 1, and node 2, are masters of. */
+async function namesByMaster(volume: Volume): Promise<string[][]> {
+  const [first, second] = await Promise.all([volume.status(1), volume.status(2)]);
+  const node = (status: Record<string, unknown>): number => Number.parseInt(String(status.node), 16);
+  const view = sortedNodes([node(first), node(second)]);
+  const id = BigInt(`0x${String(first.volume)}`);
+  const lists = [first, second].map(() => [] as string[]);
+  for (let index = 0; lists.some((list) => list.length < NAMES); index++) {
+    const name = `perf${index}`;
+    const master = masterOf(view, hashResource({ volume: id, ...parseResource(name) }));
+    const list = lists[master === node(first) ? 0 : 1];
+    if (list !== undefined && list.length < NAMES) list.push(name);
+  }
+  return lists;
+}
+
+/** Resident memory of node 1's daemon, MiB; its lock table is as good as empty. */
+async function daemonRss(volume: Volume): Promise<number> {
+  const { pid } = await volume.status(1);
+  const text = await volume.lab.run(1, ["cat", `/proc/${Number(pid)}/status`]);
+  return Number(/VmRSS:\s+(\d+) kB/.exec(text)?.[1]) / 1024;
+}

@@ -118,6 +118,8 @@ const plain = (entry: LockEntry): ValuedEntry => ({ entry, value: null });
 export class ClientLocks {
   readonly #targets: ClientLocksTargets;
   readonly #locks = new Map<bigint, ClientLock>();
+  /** How many of them each client has. */
+  readonly #counts = new Map<ControlClient, number>();
   #nextId: bigint;
   #frozen = true;
   /** The kernel takes locks of the types in question, too: `share` has been asked for, and has not resolved. */
@@ -147,7 +149,7 @@ export class ClientLocks {
     if (resource.type !== MXFS_RES_USER) {
       this.#share();
     }
-    const mine = Array.from(this.#locks.values()).filter((lock) => lock.client === client).length;
+    const mine = this.#counts.get(client) ?? 0;
     if (this.#locks.size >= LOCKS_MAX || mine >= LOCKS_PER_CLIENT_MAX) {
       throw new ControlError(
         "ENOLCK",
@@ -170,6 +172,7 @@ export class ClientLocks {
       condemned: false,
     };
     this.#locks.set(lock.id, lock);
+    this.#counts.set(client, mine + 1);
     const granted = await this.#wait(lock, COMMAND.REQUEST, timeoutMs, null);
     return { id: lock.id, mode: granted, value: lock.value };
   }
@@ -484,13 +487,25 @@ export class ClientLocks {
     });
   }
 
+  #forget(lock: ClientLock): void {
+    if (!this.#locks.delete(lock.id)) {
+      return;
+    }
+    const left = (this.#counts.get(lock.client) ?? 0) - 1;
+    if (left > 0) {
+      this.#counts.set(lock.client, left);
+    } else {
+      this.#counts.delete(lock.client);
+    }
+  }
+
   /** @param lost the client is gone without a word. */
   #release(lock: ClientLock, written: EntryValue | null, lost: boolean): void {
     lock.condemned = true;
     this.#state(() => {
       const entry = { ...this.#entry(lock), mode: MXFS_MODE_NL, flags: lost ? MXFS_LKF_LOST : 0 };
       this.#targets.submit(COMMAND.RELEASE, [{ entry, value: written }]);
-      this.#locks.delete(lock.id);
+      this.#forget(lock);
     });
   }
 
@@ -516,7 +531,7 @@ export class ClientLocks {
       return;
     }
     if (lock.granted === MXFS_MODE_NL) {
-      this.#locks.delete(lock.id);
+      this.#forget(lock);
     } else if (lock.condemned) {
       this.#release(lock, null, true);
     }

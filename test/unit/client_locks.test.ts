@@ -5,8 +5,8 @@
 import { test } from "uvu";
 import * as assert from "uvu/assert";
 import { COMMAND, type Command } from "../../src/dlm/engine.js";
-import { ClientLocks } from "../../src/main/client_locks.js";
-import type { ControlClient } from "../../src/main/control.js";
+import { ClientLocks, LOCKS_PER_CLIENT_MAX } from "../../src/main/client_locks.js";
+import { type ControlClient, ControlError } from "../../src/main/control.js";
 import { MXFS_MODE_EX, WireType } from "../../src/wire/abi.js";
 import { encodeValuedEntries, type ValuedEntry } from "../../src/wire/lock_entry.js";
 
@@ -101,6 +101,38 @@ test("What is said of a lock whose request waits for the end of solo comes behin
     it.sent.map(({ command }) => command),
     [COMMAND.REQUEST, COMMAND.RELEASE],
   );
+});
+
+test("A client has so many locks and no more, whatever others have; one that it gives back counts no longer", async () => {
+  const it = desk();
+  const other = { ...client, id: "c2" } as unknown as ControlClient;
+  const answer = (type: number, from: number): void => {
+    for (const { entries } of it.sent.splice(from)) {
+      it.locks.receive(type as typeof WireType.LOCK_GRANT, encodeValuedEntries(entries));
+    }
+  };
+  const take = (who: ControlClient, name: string): Promise<{ id: bigint }> =>
+    it.locks.lock(who, name, MXFS_MODE_EX, true, null);
+  const all = Array.from({ length: LOCKS_PER_CLIENT_MAX }, (_, index) => take(client, `name${index}`));
+  answer(WireType.LOCK_GRANT, 0);
+  const [first] = await Promise.all(all);
+  const refused = await take(client, "one more").catch((error: unknown) => error);
+  assert.ok(refused instanceof ControlError && refused.errno === "ENOLCK");
+  const theirs = take(other, "one more");
+  answer(WireType.LOCK_GRANT, 0);
+  await theirs;
+  it.locks.unlock(client, first?.id ?? 0n, null);
+  it.sent.splice(0);
+  const denied = take(client, "one more");
+  answer(WireType.LOCK_DENY, 0);
+  assert.ok((await denied.catch((error: unknown) => error)) instanceof ControlError, "the master says no");
+  const again = take(client, "another");
+  answer(WireType.LOCK_GRANT, 0);
+  await again;
+  it.locks.clientGone(client);
+  const anew = Array.from({ length: LOCKS_PER_CLIENT_MAX }, (_, index) => take(client, `name${index}`));
+  answer(WireType.LOCK_GRANT, LOCKS_PER_CLIENT_MAX);
+  await Promise.all(anew);
 });
 
 test.run();

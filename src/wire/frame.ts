@@ -10,11 +10,12 @@
  * Known weakness: bodies share memory with the piece they came in; who keeps one keeps the whole piece alive.
  */
 import {
+  MXFS_LOCK_ENTRY_SIZE,
   MXFS_WIRE_BODY_MAX,
   MXFS_WIRE_HEADER_SIZE,
   MXFS_WIRE_MAGIC,
   MXFS_WIRE_VERSION,
-  type WireType,
+  WireType,
   WireTypeName,
 } from "./abi.js";
 import { assertU32, viewOf, WireError } from "./error.js";
@@ -177,6 +178,20 @@ export interface FrameEndpoints {
   readonly target: number;
 }
 
+/**
+ * Takes what most frames bring, lock messages, without a Frame being made of each: `count` entries and values of 64 bytes,
+ * words[at .. at + 16 * count), which may be looked at until it returns. Everything that the parser checks has been.
+ * @returns false: not taken; it comes as a frame.
+ */
+export type OnLocks = (type: WireType, words: Int32Array, at: number, count: number) => boolean;
+
+/** The header's second word of the frames that go to OnLocks: version, and type above it. */
+const versionWord = (type: WireType): number => MXFS_WIRE_VERSION | (type << 16);
+const IS_LOCKS: ReadonlySet<number> = new Set(
+  [WireType.LOCK_REQUEST, WireType.LOCK_CONVERT, WireType.LOCK_RELEASE].map(versionWord),
+);
+const ENTRY_SHIFT = Math.log2(MXFS_LOCK_ENTRY_SIZE);
+
 /** Takes one direction of one connection apart. */
 export class FrameParser {
   readonly #headerBytes = new Uint8Array(MXFS_WIRE_HEADER_SIZE);
@@ -216,14 +231,23 @@ export class FrameParser {
    * Takes the next bytes of the stream; calls `onFrame` for each frame they complete, in order.
    * `chunk` must not be written to afterwards. What `onFrame` throws passes through and breaks the parser, for
    * the rest of the piece is lost with it.
+   * @param onLocks is asked first for lock messages that lie whole, and on a word's boundary, in the piece.
    * @returns how many bytes were taken: all, unless `stop` was called.
    * @throws WireError, and the same one again on every later call.
    */
-  push(chunk: Uint8Array, onFrame: (frame: Frame) => void): number {
+  push(chunk: Uint8Array, onFrame: (frame: Frame) => void, onLocks?: OnLocks): number {
     if (this.#broken !== null) throw this.#broken;
     let at = 0;
     const view = viewOf(chunk);
+    const words =
+      onLocks === undefined ? null : new Int32Array(chunk.buffer, 0, chunk.buffer.byteLength >>> 2);
+    const begin = chunk.byteOffset;
     while (at < chunk.length || (this.#header !== null && this.#header.length === 0)) {
+      if (words !== null && onLocks !== undefined && this.#header === null && this.#headerFill === 0) {
+        const taken = this.#takeLocks(words, begin + at, chunk.length - at, onLocks);
+        at += taken;
+        if (taken > 0) continue;
+      }
       if (this.#header === null && this.#headerFill === 0 && chunk.length - at >= MXFS_WIRE_HEADER_SIZE) {
         const header = this.#accept(view, at);
         at += MXFS_WIRE_HEADER_SIZE;
@@ -266,15 +290,58 @@ export class FrameParser {
     return at;
   }
 
+  /**
+   * One frame at a byte of the piece's buffer, if it is one for `onLocks`, with nothing wrong about it.
+   * @param left bytes of the piece from there on. @returns how many were taken, 0: none.
+   */
+  #takeLocks(words: Int32Array, begin: number, left: number, onLocks: OnLocks): number {
+    const ends = this.#endpoints;
+    if (left < MXFS_WIRE_HEADER_SIZE || (begin & 3) !== 0 || ends === null) return 0;
+    const at = begin >>> 2;
+    const version = words[at + AT.version / 4] as number;
+    const length = (words[at + AT.length / 4] as number) >>> 0;
+    const seq = this.#lastSeq + 1;
+    if (
+      words[at] !== MXFS_WIRE_MAGIC ||
+      !IS_LOCKS.has(version) ||
+      length === 0 ||
+      (length & (MXFS_LOCK_ENTRY_SIZE - 1)) !== 0 ||
+      length > this.bodyMax ||
+      length > left - MXFS_WIRE_HEADER_SIZE ||
+      words[at + AT.flags / 4] !== 0 ||
+      words[at + AT.seq / 4] !== (seq | 0) ||
+      words[at + AT.seq / 4 + 1] !== Math.floor(seq / 2 ** 32) ||
+      words[at + AT.sender / 4] !== (ends.sender | 0) ||
+      words[at + AT.target / 4] !== (ends.target | 0)
+    ) {
+      return 0;
+    }
+    let taken = false;
+    try {
+      const type = (version >>> 16) as WireType;
+      taken = onLocks(type, words, at + MXFS_WIRE_HEADER_SIZE / 4, length >>> ENTRY_SHIFT);
+    } catch (error) {
+      this.#failed(error, seq);
+      throw error;
+    }
+    if (!taken) return 0;
+    this.#lastSeq = seq;
+    return MXFS_WIRE_HEADER_SIZE + length;
+  }
+
+  #failed(error: unknown, seq: number | bigint): void {
+    this.#broken =
+      error instanceof WireError
+        ? error
+        : new WireError("WIRE_SEQ", `frame ${seq} was not taken (${error}): the connection is over`);
+  }
+
   /** @returns whether `stop` was called. */
   #deliver(frame: ParsedFrame, onFrame: (frame: Frame) => void): boolean {
     try {
       onFrame(frame);
     } catch (error) {
-      this.#broken =
-        error instanceof WireError
-          ? error
-          : new WireError("WIRE_SEQ", `frame ${frame.seq} was not taken (${error}): the connection is over`);
+      this.#failed(error, frame.seq);
       throw error;
     }
     const stopped = this.#stopping;

@@ -3,7 +3,7 @@
 // Gathers the lock messages of many frames, so that the lock table sees them as one batch: what one read of a socket
 // brings is decided together, in the order it came, requests and releases mixed.
 //
-// Protocol: `add` checks a frame's entries as it copies them; one that throws adds nothing. `commands[slot]` is the
+// Protocol: `add` and `addWords` check entries as they copy them; one that throws adds nothing. `commands[slot]` is the
 // frame type of the 64 bytes `bytes[64 * slot ..)`; a value's slot has that of its entry. Full: `fits` says no, and
 // the batch must be decided before the frame is added.
 //
@@ -16,6 +16,8 @@ import type { Frame } from "../wire/frame.js";
 import { checkLockEntries, LOCK_ENTRY } from "../wire/lock_entry.js";
 
 const ENTRY_WORDS = MXFS_LOCK_ENTRY_SIZE / 4;
+/** More entries are copied at once: that costs a view. */
+const COPY_BY_WORD_COUNT_MAX = 3;
 /** Words of an entry. */
 const TYPE = LOCK_ENTRY.type / 4;
 const MODES = LOCK_ENTRY.mode / 4;
@@ -51,10 +53,6 @@ export class LockBatch {
   readonly #commands: Command[] = [];
   #from = 0;
   #slots = 0;
-  /** The piece of the stream that the last frame lay in; its buffer's words, and where in them it begins. */
-  #piece: Uint8Array | null = null;
-  #pieceWords = new Int32Array(0) as Int32Array;
-  #pieceAt = 0;
 
   /** @param slotsMax most entries and values. */
   constructor(readonly slotsMax: number) {
@@ -78,15 +76,36 @@ export class LockBatch {
 
   clear(): void {
     this.#slots = 0;
-    // Not to keep it alive.
-    this.#piece = null;
   }
 
   /** Whether this frame of `from` may be added before the batch is decided. */
   fits(frame: Frame, from: number): boolean {
-    if (this.#slots === 0) return true;
-    const slots = this.#slots + frame.length / MXFS_LOCK_ENTRY_SIZE;
-    return from === this.#from && slots <= this.slotsMax;
+    return this.hasRoom(frame.length / MXFS_LOCK_ENTRY_SIZE, from);
+  }
+
+  /** As `fits`, for so many slots. */
+  hasRoom(count: number, from: number): boolean {
+    return this.#slots === 0 || (from === this.#from && this.#slots + count <= this.slotsMax);
+  }
+
+  /**
+   * Adds words[at .. at + 16 * count), the body of a frame of lock messages of `from`. @returns false, and nothing is
+   * added: something is wrong with them, or there are values: `add` the frame. @throws RangeError: see `hasRoom`
+   */
+  addWords(command: Command, words: Int32Array, at: number, count: number, from: number): boolean {
+    if (!this.hasRoom(count, from)) throw new RangeError("lock batch: decide what is in it first");
+    if (count > this.slotsMax) return false;
+    const to = this.#slots * ENTRY_WORDS;
+    if (count > COPY_BY_WORD_COUNT_MAX) {
+      this.#words.set(words.subarray(at, at + count * ENTRY_WORDS), to);
+    } else {
+      for (let word = 0; word < count * ENTRY_WORDS; word++) {
+        this.#words[to + word] = words[at + word] as number;
+      }
+    }
+    if (!this.#arePlain(to, count, from)) return false;
+    this.#take(command, count, from);
+    return true;
   }
 
   /** Adds a frame of lock messages, all of which must be locks of `from`. @throws WireError; RangeError: see `fits` */
@@ -98,6 +117,10 @@ export class LockBatch {
       checkLockEntries(frame.body, this.slotsMax, true);
       checkOwner(frame.body, from);
     }
+    this.#take(command, count, from);
+  }
+
+  #take(command: Command, count: number, from: number): void {
     for (let slot = this.#slots; slot < this.#slots + count; slot++) this.#commands[slot] = command;
     this.#from = from;
     this.#slots += count;
@@ -107,21 +130,13 @@ export class LockBatch {
   #copy(frame: Frame, count: number, from: number): boolean {
     if (count > this.slotsMax) return false;
     const to = this.#slots * ENTRY_WORDS;
+    this.#bytes.set(frame.body, 4 * to);
+    return this.#arePlain(to, count, from);
+  }
+
+  /** Whether the entries behind the others, from word `to` on, are plain ones of `from`, without values. */
+  #arePlain(to: number, count: number, from: number): boolean {
     const words = this.#words;
-    // Many frames lie in one piece, and to ask a typed array for its buffer is dear.
-    if (this.#piece !== frame.bytes) {
-      this.#piece = frame.bytes;
-      this.#pieceWords = new Int32Array(frame.bytes.buffer, 0, frame.bytes.buffer.byteLength >>> 2);
-      this.#pieceAt = frame.bytes.byteOffset;
-    }
-    const offset = this.#pieceAt + frame.bodyAt;
-    if ((offset & 3) === 0) {
-      const source = this.#pieceWords;
-      const at = offset >>> 2;
-      for (let word = 0; word < count * ENTRY_WORDS; word++) words[to + word] = source[at + word] as number;
-    } else {
-      this.#bytes.set(frame.body, 4 * to);
-    }
     for (let at = to; at < to + count * ENTRY_WORDS; at += ENTRY_WORDS) {
       const modes = words[at + MODES] as number;
       if (

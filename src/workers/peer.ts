@@ -10,7 +10,7 @@
 // Known weakness: a frame for a node that is not connected is dropped; the view change that follows a broken
 // connection reclaims every lock and sends every fsop again.
 
-import { LockEngine } from "../dlm/engine.js";
+import { type Command, LockEngine } from "../dlm/engine.js";
 import { MXFS_LOCK_ENTRY_SIZE, MXFS_WIRE_BODY_MAX, WireType } from "../wire/abi.js";
 import { WireError } from "../wire/error.js";
 import type { Frame } from "../wire/frame.js";
@@ -101,6 +101,18 @@ function takeFrame(node: number, frame: Frame): void {
   }
 }
 
+/** As takeFrame, for whole frames of plain lock messages. */
+function takeLocks(node: number, type: WireType, words: Int32Array, at: number, count: number): boolean {
+  if (!batch.hasRoom(count, node)) {
+    decide();
+  }
+  const taken = batch.addWords(type as Command, words, at, count, node);
+  if (taken) {
+    endSoon();
+  }
+  return taken;
+}
+
 function takeOther(node: number, frame: Frame): void {
   if (isClusterType(frame.type)) {
     toLease({ kind: "message", node, message: decodeClusterMessage(frame.type, frame.body) });
@@ -161,6 +173,7 @@ const net = new PeerNetwork(
       showPeers();
     },
     frame: takeFrame,
+    locks: takeLocks,
     log(level, text, fields) {
       shell.log(level, text, fields);
       showPeers();

@@ -33,7 +33,7 @@ import {
 } from "../wire/abi.js";
 import { type AuthContext, authCode, verifyAuth } from "../wire/auth.js";
 import { WireError } from "../wire/error.js";
-import { type Frame, FrameParser, FrameWriter } from "../wire/frame.js";
+import { type Frame, FrameParser, FrameWriter, type OnLocks } from "../wire/frame.js";
 import {
   decodeAuth,
   decodeError,
@@ -67,6 +67,8 @@ export interface PeerNetEvents {
   up(node: number, incarnation: number): void;
   lost(node: number, reason: string): void;
   frame(node: number, frame: Frame): void;
+  /** Where it is given, lock messages come here first; as OnLocks. */
+  locks?(node: number, ...locks: Parameters<OnLocks>): boolean;
   log(
     level: "error" | "warn" | "info" | "debug",
     text: string,
@@ -153,16 +155,21 @@ class Connection {
     return this.net.options.encrypt ? MXFS_HELLO_ENCRYPT : 0;
   }
 
+  readonly #onFrame = (frame: Frame): void => this.#receive(frame);
+  readonly #onLocks: OnLocks = (type, words, at, count) =>
+    this.state === "up" &&
+    this.peer !== null &&
+    (this.net.events.locks?.(this.peer.node, type, words, at, count) ?? false);
+
   #take(chunk: Uint8Array): void {
-    const onFrame = (frame: Frame): void => this.#receive(frame);
     let rest = chunk;
     if (this.#opener === null) {
-      const taken = this.#parser.push(chunk, onFrame);
+      const taken = this.#parser.push(chunk, this.#onFrame, this.#onLocks);
       rest = chunk.subarray(taken);
     }
     // AUTH may have come with the first sealed record behind it.
     if (rest.length > 0) {
-      this.#opener?.push(rest, (plain) => this.#parser.push(plain, onFrame));
+      this.#opener?.push(rest, (plain) => this.#parser.push(plain, this.#onFrame, this.#onLocks));
     }
   }
 

@@ -2,9 +2,20 @@
 /** Proves the framing of peer connections: whole frames out of pieces of any size, and nothing bad gets through. */
 import { test } from "uvu";
 import * as assert from "uvu/assert";
-import { MXFS_WIRE_BODY_MAX, MXFS_WIRE_HEADER_SIZE, WireType } from "../../src/wire/abi.js";
+import {
+  MXFS_LOCK_ENTRY_SIZE,
+  MXFS_WIRE_BODY_MAX,
+  MXFS_WIRE_HEADER_SIZE,
+  WireType,
+} from "../../src/wire/abi.js";
 import { WireError } from "../../src/wire/error.js";
-import { decodeFrameHeader, type Frame, FrameParser, FrameWriter } from "../../src/wire/frame.js";
+import {
+  decodeFrameHeader,
+  type Frame,
+  FrameParser,
+  FrameWriter,
+  type OnLocks,
+} from "../../src/wire/frame.js";
 import { codeOfError } from "../support/code_of.js";
 import { Random } from "../support/random.js";
 
@@ -183,6 +194,89 @@ test("damaged streams are refused with a WireError or give frames, and never any
     if (codeOf(() => collect(new FrameParser(), [random.damaged(stream)])) !== "accepted") refused++;
   }
   assert.ok(refused > 1000, `only ${refused} refused: the fuzz does not bite`);
+});
+
+test("taken as words or as frames: the same messages pass, and the same damage is refused (seeds 1 to 3000)", () => {
+  let refused = 0;
+  let asWords = 0;
+  const types = [
+    WireType.LOCK_REQUEST,
+    WireType.LOCK_RELEASE,
+    WireType.LOCK_CONVERT,
+    WireType.LOCK_GRANT,
+    WireType.PING,
+  ];
+  const read = (stream: Uint8Array, cut: number, words: boolean): string => {
+    const parser = new FrameParser();
+    parser.expect({ sender: 0xf0000001, target: 2 });
+    const seen: string[] = [];
+    const onLocks: OnLocks = (type, from, at, count) => {
+      asWords++;
+      const bytes = new Uint8Array(from.buffer, 4 * at, MXFS_LOCK_ENTRY_SIZE * count);
+      seen.push(`${type} ${Buffer.from(bytes).toString("hex")}`);
+      return true;
+    };
+    const how = codeOf(() => {
+      for (const piece of [stream.subarray(0, cut), stream.subarray(cut)]) {
+        parser.push(
+          piece,
+          (frame) => seen.push(`${frame.type} ${Buffer.from(frame.body).toString("hex")}`),
+          words ? onLocks : undefined,
+        );
+      }
+    });
+    return `${seen.join("\n")}\n${how} ${parser.seq}`;
+  };
+  for (let seed = 1; seed <= 3000; seed++) {
+    const random = new Random(seed);
+    const writer = new FrameWriter(0xf0000001, 2);
+    const whole = joined(
+      Array.from({ length: 4 }, () =>
+        writer.encode(
+          random.pick(types),
+          5n,
+          random.bytes(MXFS_LOCK_ENTRY_SIZE * random.below(3) + (random.chance(20) ? 4 : 0)),
+        ),
+      ),
+    );
+    const stream = random.chance(50) ? whole : random.damaged(whole);
+    const cut = random.below(stream.length + 1);
+    const expected = read(stream, cut, false);
+    assert.is(read(stream, cut, true), expected, `seed ${seed}`);
+    if (!expected.includes("accepted")) refused++;
+  }
+  assert.ok(refused > 500, `only ${refused} refused: the fuzz does not bite`);
+  assert.ok(asWords > 1000, `only ${asWords} taken as words`);
+});
+
+test("a frame that its taker refuses comes again as a frame; what the taker throws ends the connection", () => {
+  const writer = new FrameWriter(1, 2);
+  const body = new Uint8Array(MXFS_LOCK_ENTRY_SIZE);
+  const bytes = joined([1, 2].map(() => writer.encode(WireType.LOCK_REQUEST, 5n, body)));
+  const parser = new FrameParser();
+  parser.expect({ sender: 1, target: 2 });
+  let frames = 0;
+  assert.is(
+    parser.push(
+      bytes,
+      () => frames++,
+      () => false,
+    ),
+    bytes.length,
+  );
+  assert.is(frames, 2);
+  const broken = new FrameParser();
+  broken.expect({ sender: 1, target: 2 });
+  const push = (): number =>
+    broken.push(
+      bytes,
+      () => assert.unreachable(),
+      () => {
+        throw new Error("no");
+      },
+    );
+  assert.throws(push, /no/);
+  assert.is(codeOf(push), "WIRE_SEQ");
 });
 
 test.run();

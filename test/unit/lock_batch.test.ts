@@ -6,8 +6,8 @@ import { type Command, LockEngine } from "../../src/dlm/engine.js";
 import { Outbox } from "../../src/dlm/outbox.js";
 import { LockMode, MXFS_LOCK_ENTRY_SIZE, MXFS_RES_USER, WireType } from "../../src/wire/abi.js";
 import { WireError } from "../../src/wire/error.js";
-import { FrameParser, FrameWriter } from "../../src/wire/frame.js";
-import { encodeLockEntries, encodeValuedEntries } from "../../src/wire/lock_entry.js";
+import { FrameParser, FrameWriter, type OnLocks } from "../../src/wire/frame.js";
+import { encodeLockEntries, encodeValuedEntries, isValueAt } from "../../src/wire/lock_entry.js";
 import { LockBatch } from "../../src/workers/lock_batch.js";
 import { entryOf } from "../support/locks.js";
 import { Random } from "../support/random.js";
@@ -39,10 +39,18 @@ function stream(bodies: readonly Body[]): Uint8Array {
   return Buffer.concat(bodies.map(({ type, bytes }) => writer.encode(type, 1n, bytes)));
 }
 
-/** Feeds a stream in pieces; decides whenever the batch is full. @returns what was in the batches, one after the other. */
-function gather(pieces: readonly Uint8Array[]): { commands: Command[]; bytes: Buffer } {
+/**
+ * Feeds a stream in pieces; decides whenever the batch is full. @param short plain lock messages are taken as words.
+ * @returns what was in the batches, one after the other, and how many frames came as words.
+ */
+function gather(
+  pieces: readonly Uint8Array[],
+  short = false,
+): { commands: Command[]; bytes: Buffer; words: number } {
   const batch = new LockBatch(MAX);
   const parser = new FrameParser();
+  parser.expect({ sender: NODE, target: 1 });
+  let asWords = 0;
   const commands: Command[] = [];
   const parts: Buffer[] = [];
   const decide = (): void => {
@@ -51,14 +59,24 @@ function gather(pieces: readonly Uint8Array[]): { commands: Command[]; bytes: Bu
     if (batch.slots > 0) assert.is(batch.from, NODE);
     batch.clear();
   };
+  const onLocks: OnLocks = (type, words, at, count) => {
+    if (!batch.hasRoom(count, NODE)) decide();
+    const taken = batch.addWords(type as Command, words, at, count, NODE);
+    if (taken) asWords++;
+    return taken;
+  };
   for (const piece of pieces) {
-    parser.push(piece, (frame) => {
-      if (!batch.fits(frame, NODE)) decide();
-      batch.add(frame.type as Command, frame, NODE);
-    });
+    parser.push(
+      piece,
+      (frame) => {
+        if (!batch.fits(frame, NODE)) decide();
+        batch.add(frame.type as Command, frame, NODE);
+      },
+      short ? onLocks : undefined,
+    );
   }
   decide();
-  return { commands, bytes: Buffer.concat(parts) };
+  return { commands, bytes: Buffer.concat(parts), words: asWords };
 }
 
 test("whatever the pieces of the stream, the batches hold every entry once, in order, with its command", () => {
@@ -71,6 +89,7 @@ test("whatever the pieces of the stream, the batches hold every entry once, in o
     bodies.push(made);
   }
   const whole = stream(bodies);
+  const valuedCount = bodies.filter(({ bytes }) => isValueAt(bytes, MXFS_LOCK_ENTRY_SIZE)).length;
   const expected = Buffer.concat(bodies.map(({ bytes }) => bytes));
   const commands = bodies.flatMap(({ type, bytes }) =>
     new Array<Command>(bytes.length / MXFS_LOCK_ENTRY_SIZE).fill(type),
@@ -84,9 +103,14 @@ test("whatever the pieces of the stream, the batches hold every entry once, in o
         room.set(piece, shift);
         pieces.push(room.subarray(shift));
       }
-      const found = gather(pieces);
-      assert.ok(found.bytes.equals(expected), `pieces of ${size} bytes, shifted by ${shift}`);
-      assert.equal(found.commands, commands);
+      for (const short of [false, true]) {
+        const found = gather(pieces, short);
+        assert.ok(found.bytes.equals(expected), `pieces of ${size} bytes, shifted by ${shift}, ${short}`);
+        assert.equal(found.commands, commands);
+        // Where frames lie whole and aligned in a piece, all but those with values come as words.
+        if (short && shift !== 1 && size === 1 << 20) assert.is(found.words, bodies.length - valuedCount);
+        if (!short || shift === 1) assert.is(found.words, short && size === 1001 ? found.words : 0);
+      }
     }
   }
 });
@@ -116,6 +140,14 @@ test("a frame with a fault is refused as a whole, and the batch stays as it was"
     assert.throws(
       () => new FrameParser().push(all, (frame) => batch.add(frame.type as Command, frame, NODE)),
       (error: unknown) => error instanceof WireError,
+      what,
+    );
+    assert.is(batch.slots, before.length, what);
+    const words = new Int32Array(bytes.slice().buffer, 0, bytes.length >>> 2);
+    const count = Math.floor(bytes.length / MXFS_LOCK_ENTRY_SIZE);
+    if (count * MXFS_LOCK_ENTRY_SIZE !== bytes.length || count === 0) continue;
+    assert.not(
+      batch.hasRoom(count, NODE) && batch.addWords(WireType.LOCK_REQUEST, words, 0, count, NODE),
       what,
     );
     assert.is(batch.slots, before.length, what);

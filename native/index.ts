@@ -183,7 +183,7 @@ export class GenlSocket {
    * @param slotBytes at least as long as the longest datagram the kernel sends; a multiple of 4.
    * @param wakeFd from `createWakeFd`, or null. The wake-up is consumed. Look at your ring after *every*
    *   return: messages go before the wake-up.
-   * @param timeoutMs 0 polls, -1 waits for ever.
+   * @param timeoutMs 0 polls, -1 waits for ever; without a wakeFd that is the quickest wait, and `wake` ends it.
    * @returns the number of datagrams (> 0), RECV_TIMEOUT or RECV_WOKEN.
    * @throws NativeError ENOBUFS (messages were lost), TruncatedError (slots too small).
    */
@@ -205,6 +205,14 @@ export class GenlSocket {
       }
     }
     return received;
+  }
+
+  /**
+   * Makes who waits in `recvBatch` on this socket return, from any thread: it finds a datagram of length 0, and may have
+   * found others before. Never blocks. Needs CAP_NET_ADMIN. @throws NativeError EPERM, EBADF
+   */
+  wake(): void {
+    addon.genlWake(this.fd, this.portId);
   }
 
   close(): void {
@@ -641,6 +649,7 @@ interface Addon {
   genlBufferSizes(fd: number): { readonly receive: number; readonly send: number };
   genlSend(fd: number, datagram: Uint8Array): void;
   genlSendBatch(fd: number, bytes: Uint8Array, spans: Int32Array, count: number): number;
+  genlWake(fd: number, portId: number): void;
   genlRecvBatch(
     fd: number,
     into: Uint8Array,

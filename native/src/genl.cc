@@ -4,7 +4,7 @@
 // controller's answer to CTRL_CMD_GETFAMILY, which has to be known before any socket is of use.
 //
 // Protocol: genlRecvBatch tries recvmmsg first and polls only when nothing is there, so a busy receiver pays
-// one system call for a batch. Messages are returned before a wake-up is consumed; a caller must therefore
+// one system call for a batch; who waits without a wake fd or a time limit sleeps in recvmmsg itself. Messages are returned before a wake-up is consumed; a caller must therefore
 // look at its own queue after every return.
 //
 // Known weakness: an overrun (ENOBUFS) tells that messages were lost, not which.
@@ -77,15 +77,14 @@ uint32_t BindSocket(int fd) {
   return address.nl_pid;
 }
 
+/** A netlink socket that was never connected sends to the kernel. */
 void SendDatagram(int fd, const void* data, size_t length) {
-  sockaddr_nl kernel{};
-  kernel.nl_family = AF_NETLINK;
   ssize_t sent;
   do {
-    sent = sendto(fd, data, length, 0, reinterpret_cast<sockaddr*>(&kernel), sizeof kernel);
+    sent = send(fd, data, length, 0);
   } while (sent < 0 && errno == EINTR);
-  if (sent < 0) throw SysError(errno, "sendto", "netlink datagram of " + std::to_string(length) + " bytes");
-  if (static_cast<size_t>(sent) != length) throw SysError(EIO, "sendto", "netlink datagram sent in part");
+  if (sent < 0) throw SysError(errno, "send", "netlink datagram of " + std::to_string(length) + " bytes");
+  if (static_cast<size_t>(sent) != length) throw SysError(EIO, "send", "netlink datagram sent in part");
 }
 
 Napi::Value GenlOpen(const Napi::CallbackInfo& info) {
@@ -166,6 +165,26 @@ Napi::Value GenlSendBatch(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), sent);
 }
 
+/**
+ * Makes who sleeps in genlRecvBatch on this very socket return: a datagram that does not come from the kernel. Never
+ * blocks; where the socket is full its receiver does not sleep.
+ */
+Napi::Value GenlWake(const Napi::CallbackInfo& info) {
+  int fd = IntArg(info, 0);
+  sockaddr_nl self{};
+  self.nl_family = AF_NETLINK;
+  self.nl_pid = UintArg(info, 1);
+  nlmsghdr nothing{};
+  nothing.nlmsg_len = sizeof nothing;
+  nothing.nlmsg_type = NLMSG_NOOP;
+  ssize_t sent;
+  do {
+    sent = sendto(fd, &nothing, sizeof nothing, MSG_DONTWAIT, reinterpret_cast<sockaddr*>(&self), sizeof self);
+  } while (sent < 0 && errno == EINTR);
+  if (sent < 0 && errno != EAGAIN && errno != ENOBUFS) throw SysError(errno, "sendto", "netlink, to itself");
+  return info.Env().Undefined();
+}
+
 int64_t NowMs() {
   timespec now{};
   clock_gettime(CLOCK_MONOTONIC, &now);
@@ -220,10 +239,12 @@ Napi::Value GenlRecvBatch(const Napi::CallbackInfo& info) {
     messages[index].msg_hdr.msg_iovlen = 1;
   }
   int64_t deadline_ms = timeout_ms < 0 ? -1 : NowMs() + timeout_ms;
+  // Who waits for nothing else may wait in recvmmsg itself: one system call a wake-up, not three.
+  const bool blocks = timeout_ms < 0 && wake_fd < 0;
+  // MSG_TRUNC as a flag: msg_len is the datagram's full length, also where the slot was too short for it.
+  const int flags = MSG_TRUNC | (blocks ? MSG_WAITFORONE : MSG_DONTWAIT);
   for (;;) {
-    // MSG_TRUNC as a flag: msg_len is the datagram's full length, also where the slot was too short for it.
-    int received =
-        recvmmsg(fd, messages.data(), static_cast<unsigned>(slots), MSG_DONTWAIT | MSG_TRUNC, nullptr);
+    int received = recvmmsg(fd, messages.data(), static_cast<unsigned>(slots), flags, nullptr);
     if (received > 0) {
       for (int index = 0; index < received; index++) {
         auto length = static_cast<int32_t>(messages[index].msg_len);
@@ -237,6 +258,7 @@ Napi::Value GenlRecvBatch(const Napi::CallbackInfo& info) {
       int error = errno;
       throw SysError(error, "recvmmsg", error == ENOBUFS ? "netlink overrun: messages were lost" : "netlink");
     }
+    if (blocks) continue;  // a signal
     switch (WaitReadable(fd, wake_fd, deadline_ms)) {
       case Waited::kReadable:
         break;
@@ -436,6 +458,7 @@ void InitGenl(Napi::Env env, Napi::Object exports) {
   ExportPlain<GenlSend>(env, exports, "genlSend");
   ExportPlain<GenlSendBatch>(env, exports, "genlSendBatch");
   ExportPlain<GenlRecvBatch>(env, exports, "genlRecvBatch");
+  ExportPlain<GenlWake>(env, exports, "genlWake");
   ExportPlain<WakeCreate>(env, exports, "wakeCreate");
   ExportPlain<WakeSignal>(env, exports, "wakeSignal");
   ExportPlain<Close>(env, exports, "close");

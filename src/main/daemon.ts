@@ -16,7 +16,7 @@ import { hostname, networkInterfaces } from "node:os";
 import { setTimeout as pause } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { MessageChannel, type MessagePort, Worker } from "node:worker_threads";
-import { bootTimeMs, createWakeFd, signalWakeFd } from "../../native/index.js";
+import { bootTimeMs, GenlSocket } from "../../native/index.js";
 import type { ClusterConfig } from "../cluster/config.js";
 import { DeadlockDetector } from "../dlm/deadlock.js";
 import { type Command, LockEngine, type LockInfo } from "../dlm/engine.js";
@@ -131,7 +131,6 @@ class Daemon {
   readonly #log: Log;
   readonly #volumes = new VolumeRegistry();
   readonly #words = new NodeWords(new SharedArrayBuffer(NodeWords.BYTES));
-  readonly #wakeFd = createWakeFd();
   readonly #workers = new Map<string, Worker>();
   readonly #ports = new Map<string, MessagePort>();
   readonly #status = new Map<string, Readonly<Record<string, unknown>>>();
@@ -226,7 +225,6 @@ class Daemon {
       engine: engine.memory,
       words: this.#words.buffer,
       heartbeatMs: timing.heartbeatMs,
-      wakeFd: this.#wakeFd,
       cluster: this.#clusterConfig(identity, incarnation, address, rejoining),
       persist: options.persist,
     };
@@ -751,7 +749,9 @@ class Daemon {
     await this.#discovery?.close();
     await this.#bulk?.close();
     this.#words.stopping = true;
-    signalWakeFd(this.#wakeFd);
+    if (this.#attached !== null) {
+      GenlSocket.attach(this.#attached.setup.socket).wake();
+    }
     const workers = Array.from(this.#workers.values());
     this.#workers.clear();
     await Promise.race([

@@ -7,7 +7,7 @@
 //   LOCK_DUMP ──► engine (as reclaims); its DONE ──► a mark behind them on the peer worker's port
 //   FSOP_* ──► peer worker        everything else ──► lease worker or main
 //
-// It never waits for anything else: other threads send to the kernel by themselves, and stop it through the wake fd.
+// It never waits for anything else: other threads send to the kernel by themselves, and stop it by GenlSocket.wake.
 //
 // Known weakness: ENOBUFS (the socket overran) should not happen, since the kernel waits for room; if it does,
 // acknowledgements were lost and the daemon ends, to be started with a dump of everything.
@@ -165,7 +165,7 @@ function receiveForever(): void {
   while (!words.stopping) {
     let count: number;
     try {
-      count = socket.recvBatch(buffer, SLOT_BYTES, lengths, setup.wakeFd, -1);
+      count = socket.recvBatch(buffer, SLOT_BYTES, lengths, null, -1);
     } catch (error) {
       if (isNativeError(error) && error.code === "EINTR") {
         continue;

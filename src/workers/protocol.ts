@@ -66,8 +66,6 @@ export interface WorkerSetup {
   readonly cluster: ClusterConfig;
   /** Which modes' grants are persisted before they are told. */
   readonly persist: PersistChoice;
-  /** eventfd that wakes the netlink worker. */
-  readonly wakeFd: number;
 }
 
 /** Ports to the other workers, by the other's name; posted to each worker as its first message. */

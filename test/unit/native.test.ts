@@ -57,7 +57,11 @@ function receiveUntilWoken(order: WorkerOrder): void {
   parentPort?.postMessage("ready");
   do {
     const slots = new Uint8Array(order.slots);
-    returned.push(socket.recvBatch(slots, SLOT_BYTES, new Int32Array(order.lengths), order.wakeFd, -1));
+    const lengths = new Int32Array(order.lengths);
+    const wakeFd = order.wakeFd < 0 ? null : order.wakeFd;
+    returned.push(socket.recvBatch(slots, SLOT_BYTES, lengths, wakeFd, -1));
+    // Without a wake fd: until something comes that is not from the kernel.
+    if (wakeFd === null && lengths[(returned.at(-1) ?? 0) - 1] === 0) break;
   } while (returned.at(-1) !== native.RECV_WOKEN);
   parentPort?.postMessage(returned);
 }
@@ -311,6 +315,32 @@ function defineTests(): void {
     socket.close();
   });
 
+  test("who waits in the receive itself is woken by a datagram of length 0, messages first", async () => {
+    const socket = native.GenlSocket.open(BUFFERS);
+    const slots = new SharedArrayBuffer(4 * SLOT_BYTES);
+    const lengths = new SharedArrayBuffer(16);
+    const order: WorkerOrder = { handle: socket.handle, wakeFd: -1, slots, lengths };
+    const worker = new Worker(new URL(import.meta.url), { workerData: order });
+    const exit = once(worker, "exit"); // from the start: it may come right behind the last message
+    await once(worker, "message");
+    socket.send(getFamilyMessage(GENL_ID_CTRL, 1, NLM_F_REQUEST));
+    socket.wake();
+    const [returned] = (await once(worker, "message")) as [number[]];
+    await exit;
+    assert.is(
+      returned.reduce((sum, count) => sum + count, 0),
+      2,
+      "the answer, and what woke it",
+    );
+    // What is not from the kernel is not to be looked at.
+    assert.is(new Int32Array(lengths)[(returned.at(-1) ?? 0) - 1], 0);
+    socket.wake();
+    const lengths2 = Int32Array.of(77);
+    assert.is(socket.recvBatch(new Uint8Array(SLOT_BYTES), SLOT_BYTES, lengths2, null, 0), 1);
+    assert.is(lengths2[0], 0);
+    socket.close();
+  });
+
   // ---- bad descriptors and arguments ----
 
   test("every call on a bad descriptor is EBADF", async () => {
@@ -322,6 +352,7 @@ function defineTests(): void {
       () => native.GenlSocket.attach({ fd: -1, portId: 0 }).send(bytes),
       () =>
         native.GenlSocket.attach({ fd: -1, portId: 0 }).recvBatch(bytes, BLOCK, new Int32Array(1), null, -1),
+      () => native.GenlSocket.attach({ fd: -1, portId: 1 }).wake(),
       () => native.signalWakeFd(-1),
       () => native.closeFd(-1),
       () => native.sgIo(-1, cdb, "none", null, 1000),

@@ -16,8 +16,10 @@
  * Protocol: the thread lays messages on its desk, `prepare` hashes them and touches what they will need (so that many
  * cache misses are waited for at once), `run` decides them in order until one is not simple, and says how far it came.
  * Stripe locks are kept from one message to the next, DESK_HELD_MAX at most: who holds one only *tries* another, and
- * lets all go before it waits (which it leaves to engine.ts). All are let go when `run` returns. State, epoch and
- * view are looked at under the stripe lock for each message, as there.
+ * lets all go before it waits (which it leaves to engine.ts). All are let go when `run` returns. State and epoch are
+ * looked at whenever a stripe has been taken: a view change passes every stripe before it touches anything, so while one is
+ * held they stay. What the thread counts and keeps (free records) is in variables until stripes are let go. A message about
+ * the same resource as the one before it needs no hash and no search.
  *
  * A trap (an index out of the memory: the table is corrupt) leaves the stripes locked: the caller must break the table.
  * Known weakness: the first message of all takes ten milliseconds more, for the program is written then; a chain or queue of
@@ -131,6 +133,8 @@ const OWNED = {
   seq: BYTES * LOCK.SEQ,
   grantedSeq: BYTES * LOCK.GRANTED_SEQ,
 } as const;
+/** In DESK.COMMANDS, beside the frame type: the message names the same resource as the one before it. */
+const SAME = 0x100;
 /** The modes' word of a message: mode u8, granted u8, flags u16. */
 const MODES = LOCK_ENTRY.mode;
 
@@ -142,8 +146,28 @@ const primePower = (n: number): number => (n === 0 ? 1 : Math.imul(PRIME, primeP
 /** STATEMENT as bits: held * 6 + wanted. */
 const STATEMENT_BITS = STATEMENT.reduce((bits, is, at) => bits | (BigInt(is) << BigInt(at)), 0n);
 
+/** Words of the thread's block that only it writes, and that `run` has in variables: the value, or what was added to it. */
+const RECORD_KINDS = [KIND.RESOURCE, KIND.LOCK] as const;
+const KEPT_WORDS: readonly number[] = RECORD_KINDS.flatMap((kind) => [
+  KEPT_HEAD_AT + kind,
+  KEPT_COUNT_AT + kind,
+]);
+const COUNTED_WORDS: readonly number[] = [
+  ...RECORD_KINDS.map((kind) => USED_AT + kind),
+  COUNTER.requests,
+  COUNTER.releases,
+  COUNTER.grants,
+];
+
 type I32 = Expr<"i32">;
 type I64 = Expr<"i64">;
+
+/** How many stripes are held; the message in hand, and the first one that was decided since all were let go. */
+interface Held {
+  readonly count: Var<"i32">;
+  readonly index: Var<"i32">;
+  readonly from: Var<"i32">;
+}
 
 /**
  * Writes one function. The layout's numbers are constants in it; the thread's are not, so that all threads of a process
@@ -153,6 +177,8 @@ class Writer {
   /** Byte addresses of the thread's block and desk. */
   readonly #block: Var<"i32">;
   readonly #desk: Var<"i32">;
+  /** The thread's words that `run` keeps in variables, by their index in its block. */
+  readonly #kept = new Map<number, Var<"i32">>();
 
   constructor(
     readonly layout: TableLayout,
@@ -194,6 +220,16 @@ class Writer {
   #count(code: Code, counter: number, by = 1): void {
     this.#setMine(code, counter, this.#mine(counter).add(i32(by)));
   }
+  /** The variable of a word of this thread's block. */
+  #keptOf(at: number): Var<"i32"> {
+    const variable = this.#kept.get(at);
+    if (variable === undefined) throw new Error(`wasm_path: word ${at} is not among those that run keeps`);
+    return variable;
+  }
+  #add(code: Code, at: number, by: 1 | -1): void {
+    const variable = this.#keptOf(at);
+    code.set(variable, variable.add(i32(by)));
+  }
   /** Address of message `index`. */
   #message(index: I32): I32 {
     return this.#desk.add(index.mul(i32(MXFS_LOCK_ENTRY_SIZE))).add(i32(BYTES * DESK.MESSAGES));
@@ -212,37 +248,55 @@ class Writer {
   // ---- prepare ----------------------------------------------------------------------------------------------
 
   #prepare(code: Code, start: Var<"i32">, end: Var<"i32">): void {
-    const { bucketsAt, bucketCount, stripeShift } = this.layout;
     const volume = code.let(i64(0n));
     const afterVolume = code.let(i32(Math.imul(OFFSET_BASIS, primePower(8))));
     this.#forEach(code, start, end, (index) => {
       const message = code.let(this.#message(index));
       const work = code.let(this.#work(index));
-      code.if(load64(message, LOCK_ENTRY.volume).ne(volume), () => {
-        code.set(volume, load64(message, LOCK_ENTRY.volume));
-        code.set(afterVolume, i32(OFFSET_BASIS));
-        this.#mix64(code, afterVolume, message, LOCK_ENTRY.volume);
+      code.block((done) => {
+        code.block((differs) => {
+          code.leave(differs, index.eq(start));
+          const before = code.let(message.sub(i32(MXFS_LOCK_ENTRY_SIZE)));
+          const differ = (at: number): I64 => load64(message, at).xor(load64(before, at));
+          code.leave(differs, differ(LOCK_ENTRY.ino).isZero().isZero());
+          const { volume: at, offset, ag } = LOCK_ENTRY;
+          code.leave(differs, differ(at).or(differ(offset)).or(differ(ag)).isZero().isZero());
+          for (let word = 0; word < BYTES * DESK_WORK_WORDS; word += 8) {
+            code.store64(work, word, load64(work.sub(i32(BYTES * DESK_WORK_WORDS)), word));
+          }
+          const command = code.let(this.#desk.add(index.shl(i32(2))));
+          const at32 = BYTES * DESK.COMMANDS;
+          code.store32(command, at32, load32(command, at32).or(i32(SAME)));
+          code.leave(done);
+        });
+        this.#hash(code, message, work, volume, afterVolume);
       });
-      const hash = code.let(afterVolume);
-      for (const at of [LOCK_ENTRY.ino, LOCK_ENTRY.offset, LOCK_ENTRY.ag]) {
-        this.#mix64(code, hash, message, at);
-      }
-      code.store32(work, BYTES * DESK_WORK.HASH, hash);
-      // As table.ts bucketOf, stripeOf.
-      const bucket = code.let(
-        hash
-          .mul(i32(0x9e3779b1))
-          .shr(i32(7))
-          .and(i32(bucketCount - 1)),
-      );
-      const head = code.let(bucket.shl(i32(2)).add(i32(BYTES * bucketsAt)));
-      code.store32(work, BYTES * DESK_WORK.BUCKET, head);
-      const stripe = bucket.shr(i32(stripeShift)).mul(i32(BYTES * STRIPE_WORDS));
-      code.store32(work, BYTES * DESK_WORK.STRIPE, stripe.add(i32(BYTES * STRIPES_AT)));
-      // Unlocked, so only a hint: it is read again.
-      code.store32(work, BYTES * DESK_WORK.HEAD, load32(head));
     });
     code.if(this.#word(CTL.LENGTH).gt(i32(TOUCH_WORDS)), () => this.#touch(code, start, end));
+  }
+
+  /** @param volume the volume of the message before, and what its hash came to. */
+  #hash(code: Code, message: I32, work: I32, volume: Var<"i64">, afterVolume: Var<"i32">): void {
+    const { bucketsAt, bucketCount, stripeShift } = this.layout;
+    code.if(load64(message, LOCK_ENTRY.volume).ne(volume), () => {
+      code.set(volume, load64(message, LOCK_ENTRY.volume));
+      code.set(afterVolume, i32(OFFSET_BASIS));
+      this.#mix64(code, afterVolume, message, LOCK_ENTRY.volume);
+    });
+    const hash = code.let(afterVolume);
+    for (const at of [LOCK_ENTRY.ino, LOCK_ENTRY.offset, LOCK_ENTRY.ag]) {
+      this.#mix64(code, hash, message, at);
+    }
+    code.store32(work, BYTES * DESK_WORK.HASH, hash);
+    // As table.ts bucketOf, stripeOf.
+    const mixed = hash.mul(i32(0x9e3779b1)).shr(i32(7));
+    const bucket = code.let(mixed.and(i32(bucketCount - 1)));
+    const head = code.let(bucket.shl(i32(2)).add(i32(BYTES * bucketsAt)));
+    code.store32(work, BYTES * DESK_WORK.BUCKET, head);
+    const stripe = bucket.shr(i32(stripeShift)).mul(i32(BYTES * STRIPE_WORDS));
+    code.store32(work, BYTES * DESK_WORK.STRIPE, stripe.add(i32(BYTES * STRIPES_AT)));
+    // Unlocked, so only a hint: it is read again.
+    code.store32(work, BYTES * DESK_WORK.HEAD, load32(head));
   }
 
   /** Reads a little of each message's resource, then of that one's first lock: loads that do not wait for each other. */
@@ -308,9 +362,15 @@ class Writer {
 
   #run(code: Code, start: Var<"i32">, end: Var<"i32">, from: Var<"i32">): void {
     const epoch = code.let(load64(i32(0), BYTES * CTL.EPOCH_LOW));
+    const viewCount = code.let(this.#word(CTL.VIEW_COUNT));
+    for (const at of KEPT_WORDS) this.#kept.set(at, code.let(this.#mine(at)));
+    for (const at of COUNTED_WORDS) this.#kept.set(at, code.let(i32(0)));
     const index = code.let(start);
+    const held: Held = { count: code.let(i32(0)), index, from: code.let(start) };
     const grants = code.let(start);
-    const heldCount = code.let(i32(0));
+    /** Of the last message: the record of its resource, or 0, and the address of the word that names it. */
+    const resource = code.let(i32(0));
+    const link = code.let(i32(0));
     code.block((stop) => {
       // A view of another epoch than `epoch` is noticed below: under a stripe lock it is the same only if no view
       // change has begun since.
@@ -321,26 +381,32 @@ class Writer {
         const work = code.let(this.#work(index));
         const flags = load16(message, LOCK_ENTRY.flags);
         code.leave(stop, flags.and(i32(0xffff & ~(MXFS_LKF_NOQUEUE | MXFS_LKF_CONVERT))));
-        this.#lockStripe(code, work, heldCount, stop);
-        this.#leaveUnlessOurs(code, message, work, epoch, from, stop);
-        const command = code.let(load32(this.#desk.add(index.shl(i32(2))), BYTES * DESK.COMMANDS));
-        const link = code.let(load32(work, BYTES * DESK_WORK.BUCKET));
-        const resource = code.let(i32(0));
-        this.#find(code, message, link, resource, stop);
+        code.leave(stop, load32(message, LOCK_ENTRY.node).ne(from));
+        code.leave(stop, load64(message, LOCK_ENTRY.epoch).ne(epoch));
+        const word = code.let(load32(this.#desk.add(index.shl(i32(2))), BYTES * DESK.COMMANDS));
+        const command = code.let(word.and(i32(SAME - 1)));
+        code.block((known) => {
+          // The message before was decided here, just now: its stripe is still held.
+          code.if(word.ge(i32(SAME)), () => code.leave(known, index.ne(start)));
+          this.#lockStripe(code, work, epoch, held, stop);
+          this.#leaveUnlessMaster(code, work, viewCount, stop);
+          code.set(link, load32(work, BYTES * DESK_WORK.BUCKET));
+          this.#find(code, message, link, resource, stop);
+        });
         code.block((done) => {
           code.store32(work, BYTES * DESK_WORK.GAVE_UP, i32(MXFS_MODE_NL));
           code.if(command.eq(i32(WireType.LOCK_REQUEST)), () => {
-            this.#request(code, message, work, resource, stop);
+            this.#request(code, message, work, resource, link, stop);
             this.#tellGrant(code, message, index, grants);
             code.leave(done);
           });
           const lock = code.let(i32(0));
           this.#findLock(code, message, resource, lock, stop);
           code.leave(stop, lock.isZero());
-          const held = code.let(load8(lock, LOCK_BYTE.GRANTED));
+          const mode = code.let(load8(lock, LOCK_BYTE.GRANTED));
           code.if(command.eq(i32(WireType.LOCK_RELEASE)), () => {
             this.#release(code, resource, link, lock, stop);
-            code.store32(work, BYTES * DESK_WORK.GAVE_UP, held);
+            code.store32(work, BYTES * DESK_WORK.GAVE_UP, mode);
             code.leave(done);
           });
           code.leave(stop, command.ne(i32(WireType.LOCK_CONVERT)));
@@ -351,7 +417,7 @@ class Writer {
         code.again(again);
       });
     });
-    this.#unlockAll(code, heldCount);
+    this.#unlockAll(code, held);
     code.ret(index.sub(start).or(grants.sub(start).shl(i32(16))));
   }
 
@@ -364,13 +430,13 @@ class Writer {
     });
   }
 
-  /** Takes the message's stripe lock if this thread has not got it. */
-  #lockStripe(code: Code, work: I32, heldCount: Var<"i32">, stop: Label): void {
+  /** Takes the message's stripe lock if this thread has not got it, and looks whether messages of the epoch may be decided. */
+  #lockStripe(code: Code, work: I32, epoch: I64, held: Held, stop: Label): void {
     const lock = code.let(load32(work, BYTES * DESK_WORK.STRIPE));
     code.block((ours) => {
       // Only this thread ever writes its own number.
       code.leave(ours, load32(lock).and(i32(~WAITERS)).eq(this.thread));
-      code.if(heldCount.eq(i32(DESK_HELD_MAX)), () => this.#unlockAll(code, heldCount));
+      code.if(held.count.eq(i32(DESK_HELD_MAX)), () => this.#unlockAll(code, held));
       code.block((taken) => {
         const tryIt = (): void =>
           code.leave(taken, atomicCompareExchange32(lock, i32(0), this.thread).isZero());
@@ -384,13 +450,27 @@ class Writer {
         });
         code.leave(stop);
       });
-      code.store32(this.#desk.add(heldCount.shl(i32(2))), BYTES * DESK.HELD, lock);
-      code.set(heldCount, heldCount.add(i32(1)));
+      code.store32(this.#desk.add(held.count.shl(i32(2))), BYTES * DESK.HELD, lock);
+      code.set(held.count, held.count.add(i32(1)));
+      code.leave(stop, this.#word(CTL.BROKEN));
+      code.leave(stop, atomicLoad32(i32(0), BYTES * CTL.STATE).ne(i32(TABLE_STATE.SERVING)));
+      code.leave(stop, load64(i32(0), BYTES * CTL.EPOCH_LOW).ne(epoch));
+      // A table that was forgotten meanwhile: the records at hand are void.
+      code.leave(stop, this.#word(CTL.AGE).ne(this.#mine(KEPT_AGE_AT)));
     });
   }
 
-  #unlockAll(code: Code, heldCount: Var<"i32">): void {
-    this.#forEach(code, i32(0), heldCount, (at) => {
+  #unlockAll(code: Code, held: Held): void {
+    // Only what was decided under a stripe that is still held may be written: else a view change might be between.
+    code.if(held.index.ne(held.from), () => {
+      for (const at of KEPT_WORDS) this.#setMine(code, at, this.#keptOf(at));
+      for (const at of COUNTED_WORDS) {
+        this.#setMine(code, at, this.#mine(at).add(this.#keptOf(at)));
+        code.set(this.#keptOf(at), i32(0));
+      }
+      code.set(held.from, held.index);
+    });
+    this.#forEach(code, i32(0), held.count, (at) => {
       const lock = code.let(load32(this.#desk.add(at.shl(i32(2))), BYTES * DESK.HELD));
       const value = code.let(atomicExchange32(lock, i32(0)));
       code.if(value.ne(this.thread), () => {
@@ -402,27 +482,13 @@ class Writer {
         );
       });
     });
-    code.set(heldCount, i32(0));
+    code.set(held.count, i32(0));
   }
 
-  /** Under the stripe lock: may the message be taken, is this node its master? */
-  #leaveUnlessOurs(code: Code, message: I32, work: I32, epoch: I64, from: I32, stop: Label): void {
-    code.leave(stop, this.#word(CTL.BROKEN));
-    code.leave(stop, atomicLoad32(i32(0), BYTES * CTL.STATE).ne(i32(TABLE_STATE.SERVING)));
-    const now = load64(i32(0), BYTES * CTL.EPOCH_LOW);
-    code.leave(stop, now.ne(epoch).or(load64(message, LOCK_ENTRY.epoch).ne(epoch)));
-    code.leave(stop, load32(message, LOCK_ENTRY.node).ne(from));
-    // A table that was forgotten meanwhile: the records at hand are void.
-    code.leave(stop, this.#word(CTL.AGE).ne(this.#mine(KEPT_AGE_AT)));
-    const count = code.let(this.#word(CTL.VIEW_COUNT));
-    code.if(count.ne(i32(1)), () => {
-      const master = load32(
-        load32(work, BYTES * DESK_WORK.HASH)
-          .rem(count)
-          .shl(i32(2)),
-        BYTES * VIEW_AT,
-      );
-      code.leave(stop, master.ne(this.#word(CTL.SELF_NODE)));
+  #leaveUnlessMaster(code: Code, work: I32, viewCount: I32, stop: Label): void {
+    code.if(viewCount.ne(i32(1)), () => {
+      const place = load32(work, BYTES * DESK_WORK.HASH).rem(viewCount);
+      code.leave(stop, load32(place.shl(i32(2)), BYTES * VIEW_AT).ne(this.#word(CTL.SELF_NODE)));
     });
   }
 
@@ -471,18 +537,19 @@ class Writer {
 
   // ---- the three commands -----------------------------------------------------------------------------------
 
-  #request(code: Code, message: I32, work: I32, resource: Var<"i32">, stop: Label): void {
+  #request(code: Code, message: I32, work: I32, resource: Var<"i32">, link: Var<"i32">, stop: Label): void {
     this.#leaveIfValued(code, message, stop);
     const mode = code.let(load8(message, LOCK_ENTRY.mode));
-    code.leave(stop, this.#mine(KEPT_COUNT_AT + KIND.LOCK).isZero());
-    const lock = code.let(this.#address(this.#mine(KEPT_HEAD_AT + KIND.LOCK)));
+    code.leave(stop, this.#keptOf(KEPT_COUNT_AT + KIND.LOCK).isZero());
+    const lock = code.let(this.#address(this.#keptOf(KEPT_HEAD_AT + KIND.LOCK)));
     code.if(
       resource.isZero(),
       () => {
-        code.leave(stop, this.#mine(KEPT_COUNT_AT + KIND.RESOURCE).isZero());
-        code.set(resource, this.#address(this.#mine(KEPT_HEAD_AT + KIND.RESOURCE)));
+        code.leave(stop, this.#keptOf(KEPT_COUNT_AT + KIND.RESOURCE).isZero());
+        code.set(resource, this.#address(this.#keptOf(KEPT_HEAD_AT + KIND.RESOURCE)));
         this.#take(code, KIND.RESOURCE, resource);
-        this.#newResource(code, message, resource, load32(work, BYTES * DESK_WORK.BUCKET));
+        code.set(link, load32(work, BYTES * DESK_WORK.BUCKET));
+        this.#newResource(code, message, resource, link);
         this.#take(code, KIND.LOCK, lock);
       },
       () => {
@@ -499,7 +566,7 @@ class Writer {
     code.store64(lock, OWNED.id, load64(message, LOCK_ENTRY.lockId));
     this.#addTo16(code, resource, RESOURCE.lockCount, 1);
     this.#enqueueGranted(code, message, resource, lock, mode, i32(0));
-    this.#count(code, COUNTER.requests);
+    this.#add(code, COUNTER.requests, 1);
   }
 
   #convert(code: Code, message: I32, work: I32, resource: I32, lock: I32, stop: Label, done: Label): void {
@@ -534,23 +601,30 @@ class Writer {
     this.#count(code, COUNTER.converts);
   }
 
-  #release(code: Code, resource: I32, link: I32, lock: I32, stop: Label): void {
+  /** `resource` is 0 then, if it was the last lock. */
+  #release(code: Code, resource: Var<"i32">, link: I32, lock: I32, stop: Label): void {
     const own = code.let(resource.add(load8(lock, LOCK_BYTE.GRANTED).shl(i32(1))));
     const count = code.let(load16(resource, RESOURCE.lockCount));
     code.leave(stop, load32(resource, RESOURCE.value));
     code.leave(stop, load16(own, RESOURCE.held).isZero().or(count.isZero()));
     code.leave(stop, this.#keptFull(KIND.LOCK));
-    code.if(count.eq(i32(1)), () => {
-      code.leave(stop, this.#keptFull(KIND.RESOURCE));
-      code.store32(link, BYTES * RES.NEXT, load32(resource, BYTES * RES.NEXT));
-      this.#give(code, KIND.RESOURCE, resource, RESOURCE.generation);
-    });
-    this.#addTo16(code, own, RESOURCE.held, -1);
-    code.store16(resource, RESOURCE.lockCount, count.sub(i32(1)));
-    this.#unlinkGranted(code, resource, lock);
+    code.if(
+      count.eq(i32(1)),
+      () => {
+        code.leave(stop, this.#keptFull(KIND.RESOURCE));
+        code.store32(link, BYTES * RES.NEXT, load32(resource, BYTES * RES.NEXT));
+        this.#give(code, KIND.RESOURCE, resource, RESOURCE.generation);
+        code.set(resource, i32(0));
+      },
+      () => {
+        this.#addTo16(code, own, RESOURCE.held, -1);
+        code.store16(resource, RESOURCE.lockCount, count.sub(i32(1)));
+        this.#unlinkGranted(code, resource, lock);
+      },
+    );
     code.store8(lock, LOCK_BYTE.QUEUE, i32(QUEUE_FREE));
     this.#give(code, KIND.LOCK, lock, LOCK_BYTE.GENERATION);
-    this.#count(code, COUNTER.releases);
+    this.#add(code, COUNTER.releases, 1);
   }
 
   // ---- their parts ------------------------------------------------------------------------------------------
@@ -634,22 +708,22 @@ class Writer {
   // ---- free records of this thread --------------------------------------------------------------------------
 
   #keptFull(kind: number): I32 {
-    return this.#mine(KEPT_COUNT_AT + kind).ge(i32(2 * this.layout.batchCount));
+    return this.#keptOf(KEPT_COUNT_AT + kind).ge(i32(2 * this.layout.batchCount));
   }
 
   /** The first free record, whose address is known, is in use from now on. */
   #take(code: Code, kind: number, record: I32): void {
-    this.#setMine(code, KEPT_HEAD_AT + kind, load32(record));
-    this.#count(code, KEPT_COUNT_AT + kind, -1);
-    this.#count(code, USED_AT + kind);
+    code.set(this.#keptOf(KEPT_HEAD_AT + kind), load32(record));
+    this.#add(code, KEPT_COUNT_AT + kind, -1);
+    this.#add(code, USED_AT + kind, 1);
   }
 
   #give(code: Code, kind: number, record: I32, generation: number): void {
     this.#addTo16(code, record, generation, 1);
-    code.store32(record, 0, this.#mine(KEPT_HEAD_AT + kind));
-    this.#setMine(code, KEPT_HEAD_AT + kind, this.#handle(record));
-    this.#count(code, KEPT_COUNT_AT + kind);
-    this.#count(code, USED_AT + kind, -1);
+    code.store32(record, 0, this.#keptOf(KEPT_HEAD_AT + kind));
+    code.set(this.#keptOf(KEPT_HEAD_AT + kind), this.#handle(record));
+    this.#add(code, KEPT_COUNT_AT + kind, 1);
+    this.#add(code, USED_AT + kind, -1);
   }
 
   /** The request becomes its grant, and moves up behind the grant before it. */
@@ -661,7 +735,7 @@ class Writer {
     code.store32(to, MODES, load8(to, LOCK_ENTRY.mode).mul(i32(0x0101)));
     code.store32(to, LOCK_ENTRY.status, i32(0));
     code.set(grants, grants.add(i32(1)));
-    this.#count(code, COUNTER.grants);
+    this.#add(code, COUNTER.grants, 1);
   }
 }
 

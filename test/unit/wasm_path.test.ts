@@ -326,6 +326,41 @@ test("what is simple does go the short way: request, conversion up and down, rel
   assert.is(engine.counters.short - before, 4);
 });
 
+test("a batch over more stripes than are held at once counts every message and every record once", () => {
+  const { engine, out } = serving();
+  const { table } = engine;
+  // Free records at hand for all that follows.
+  const inos = Array.from({ length: 120 }, (_, index) => BigInt(index + 1));
+  const batch = (of: (ino: bigint) => Partial<LockEntry>): Uint8Array =>
+    encodeValuedEntries(
+      inos.map((ino) => ({ entry: entryOf({ ino, lockId: ino, mode: 3, ...of(ino) }), value: null })),
+    );
+  const both = (): void => {
+    engine.submitAll(
+      COMMAND.REQUEST,
+      batch(() => ({})),
+      1,
+      out,
+    );
+    assert.equal([table.locksUsed, table.resourcesUsed, out.count], [120, 120, 120]);
+    engine.submitAll(
+      COMMAND.RELEASE,
+      batch(() => ({})),
+      1,
+      out,
+    );
+    assert.equal([table.locksUsed, table.resourcesUsed], [0, 0]);
+    out.clear();
+  };
+  both();
+  const before = engine.counters;
+  both();
+  const after = engine.counters;
+  assert.is(after.short - before.short, 240, "all in one go each");
+  for (const name of ["requests", "grants", "releases"] as const)
+    assert.is(after[name] - before[name], 120, name);
+});
+
 test("the short path is taken once there is something to do", () => {
   const engine = LockEngine.create(1, { resourceCountMax: 4096, lockCountMax: 4096 });
   const out = new Outbox();

@@ -4,7 +4,7 @@
 // controller's answer to CTRL_CMD_GETFAMILY, which has to be known before any socket is of use.
 //
 // Protocol: genlRecvBatch tries recvmmsg first and polls only when nothing is there, so a busy receiver pays
-// one system call for a batch; who waits without a wake fd or a time limit sleeps in recvmmsg itself. Messages are returned before a wake-up is consumed; a caller must therefore
+// one system call for a batch; who waits without a wake fd or a time limit sleeps in the receive itself. Messages are returned before a wake-up is consumed; a caller must therefore
 // look at its own queue after every return.
 //
 // Known weakness: an overrun (ENOBUFS) tells that messages were lost, not which.
@@ -215,6 +215,16 @@ Waited WaitReadable(int fd, int wake_fd, int64_t deadline_ms) {
   }
 }
 
+SysError ReceiveError(int error, const char* syscall) {
+  return SysError(error, syscall, error == ENOBUFS ? "netlink overrun: messages were lost" : "netlink");
+}
+
+/** What `lengths` tells of a datagram: 0 where it is not the kernel's, minus its length where it did not fit. */
+int32_t SlotLength(const sockaddr_nl& sender, size_t length, bool truncated) {
+  if (sender.nl_pid != 0) return 0;
+  return truncated ? -static_cast<int32_t>(length) : static_cast<int32_t>(length);
+}
+
 Napi::Value GenlRecvBatch(const Napi::CallbackInfo& info) {
   int fd = IntArg(info, 0);
   Bytes into = BytesArg(info, 1);
@@ -239,26 +249,31 @@ Napi::Value GenlRecvBatch(const Napi::CallbackInfo& info) {
     messages[index].msg_hdr.msg_iovlen = 1;
   }
   int64_t deadline_ms = timeout_ms < 0 ? -1 : NowMs() + timeout_ms;
-  // Who waits for nothing else may wait in recvmmsg itself: one system call a wake-up, not three.
-  const bool blocks = timeout_ms < 0 && wake_fd < 0;
-  // MSG_TRUNC as a flag: msg_len is the datagram's full length, also where the slot was too short for it.
-  const int flags = MSG_TRUNC | (blocks ? MSG_WAITFORONE : MSG_DONTWAIT);
   for (;;) {
-    int received = recvmmsg(fd, messages.data(), static_cast<unsigned>(slots), flags, nullptr);
+    // MSG_TRUNC as a flag: msg_len is the datagram's full length, also where the slot was too short for it.
+    int received =
+        recvmmsg(fd, messages.data(), static_cast<unsigned>(slots), MSG_DONTWAIT | MSG_TRUNC, nullptr);
     if (received > 0) {
       for (int index = 0; index < received; index++) {
-        auto length = static_cast<int32_t>(messages[index].msg_len);
         bool truncated = (messages[index].msg_hdr.msg_flags & MSG_TRUNC) != 0;
-        bool from_kernel = senders[index].nl_pid == 0;
-        lengths[index] = !from_kernel ? 0 : truncated ? -length : length;
+        lengths[index] = SlotLength(senders[index], messages[index].msg_len, truncated);
       }
       return Napi::Number::New(info.Env(), received);
     }
     if (received < 0 && errno != EAGAIN && errno != EINTR) {
-      int error = errno;
-      throw SysError(error, "recvmmsg", error == ENOBUFS ? "netlink overrun: messages were lost" : "netlink");
+      throw ReceiveError(errno, "recvmmsg");
     }
-    if (blocks) continue;  // a signal
+    if (timeout_ms < 0 && wake_fd < 0) {
+      // Nothing else to wait for: sleeps in the receive itself, one system call and one datagram a wake-up. If more have
+      // come by then the next call finds them all.
+      socklen_t address_bytes = sizeof senders[0];
+      auto* sender = reinterpret_cast<sockaddr*>(&senders[0]);
+      ssize_t length = recvfrom(fd, into.data, slot_bytes, MSG_TRUNC, sender, &address_bytes);
+      if (length < 0 && errno == EINTR) continue;
+      if (length < 0) throw ReceiveError(errno, "recvfrom");
+      lengths[0] = SlotLength(senders[0], static_cast<size_t>(length), static_cast<size_t>(length) > slot_bytes);
+      return Napi::Number::New(info.Env(), 1);
+    }
     switch (WaitReadable(fd, wake_fd, deadline_ms)) {
       case Waited::kReadable:
         break;

@@ -3,7 +3,8 @@
 // The rows of `npm run perf:dlm -- --lab`: mxfs and the kernel's own dlm in the same two guests, by the same client
 // (locker.c), in turns. The five rows are the classic ones of a distributed lock manager: a new lock and a conversion on
 // a resource mastered here; a new lock, a conversion up and one down on a resource mastered by the other node. Every
-// resource is held in NL on its master meanwhile, in both systems. And the daemon's memory, as the guest's kernel sees it.
+// resource is held in NL on its master meanwhile, in both systems. And the memory of
+// a daemon that serves a mounted volume.
 //
 // mxfs: USER locks by the control socket of a mounted volume. The kernel's dlm: libdlm, dlm_controld and corosync as
 // Debian has them, without fencing, in a lockspace of its own.
@@ -21,6 +22,7 @@ import { parseResource } from "../../src/main/resource_name.js";
 
 const NAMES = 100;
 const LOCKER = "/usr/local/bin/perf-locker";
+const MEMORY = "/usr/local/bin/perf-memory";
 const SOCKET = "/var/run/mxfsd.sock";
 const LOCKSPACE = "perf";
 const START_MS = 60_000;
@@ -38,7 +40,8 @@ type System = "mxfs" | "dlm";
 export interface LabFigures {
   /** Microseconds, of one round: the median of NAMES operations. */
   note(row: LabRow, system: System, us: number): void;
-  daemonRssMib(value: number): void;
+  /** MiB of node 1's daemon as it serves a mounted volume: resident, and of that its lock table. */
+  memory(residentMib: number, tableMib: number): void;
   say(line: string): void;
 }
 
@@ -94,6 +97,7 @@ export async function labRows(
   rounds: number,
   withDlm: boolean,
   folder: string,
+  memoryTool: string,
   figures: LabFigures,
 ): Promise<void> {
   const locker = join(folder, "locker");
@@ -113,10 +117,13 @@ export async function labRows(
     await volume.mountAll();
     for (const node of volume.nodes) {
       await lab.put(node, locker, LOCKER);
-      await lab.run(node, `chmod 755 ${LOCKER}`);
+      await lab.put(node, memoryTool, MEMORY);
+      await lab.run(node, `chmod 755 ${LOCKER} ${MEMORY}`);
     }
     const names = await namesByMaster(volume);
-    figures.daemonRssMib(await daemonRss(volume));
+    const { pid } = await volume.status(1);
+    const kib = (await lab.run(1, [MEMORY, String(pid)])).trim().split(" ").map(Number);
+    figures.memory((kib[0] ?? 0) / 1024, (kib[1] ?? 0) / 1024);
     if (withDlm) {
       writeFileSync(join(folder, "corosync.conf"), COROSYNC);
       for (const node of volume.nodes) {
@@ -192,11 +199,4 @@ async function namesByMaster(volume: Volume): Promise<string[][]> {
     if (list !== undefined && list.length < NAMES) list.push(name);
   }
   return lists;
-}
-
-/** Resident memory of node 1's daemon, MiB; its lock table is as good as empty. */
-async function daemonRss(volume: Volume): Promise<number> {
-  const { pid } = await volume.status(1);
-  const text = await volume.lab.run(1, ["cat", `/proc/${Number(pid)}/status`]);
-  return Number(/VmRSS:\s+(\d+) kB/.exec(text)?.[1]) / 1024;
 }

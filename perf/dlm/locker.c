@@ -30,6 +30,7 @@ struct dlm_lksb {
 	char *sb_lvbptr;
 };
 #define LIBDLM "libdlm_lt.so.3"
+/* Both number the modes alike. */
 #define LKM_NLMODE 0
 #define LKM_EXMODE 5
 #define LKF_CONVERT 4
@@ -98,19 +99,19 @@ static const char *ask(void)
 	return NULL;
 }
 
-static void lock_mxfs(unsigned i, const char *mode)
+static void lock_mxfs(unsigned i, int mode)
 {
 	const char *at;
 
-	fprintf(out, "{\"id\":1,\"op\":\"lock\",\"resource\":\"%s\",\"mode\":\"%s\"}\n", names[i], mode);
+	fprintf(out, "{\"id\":1,\"op\":\"lock\",\"resource\":\"%s\",\"mode\":%d}\n", names[i], mode);
 	at = strstr(ask(), "\"lock\":\"");
 	if (at == NULL || sscanf(at + 8, "%31[0-9]", ids[i]) != 1)
 		die("no lock id", names[i]);
 }
 
-static void convert_mxfs(unsigned i, const char *mode)
+static void convert_mxfs(unsigned i, int mode)
 {
-	fprintf(out, "{\"id\":1,\"op\":\"convert\",\"lock\":\"%s\",\"mode\":\"%s\"}\n", ids[i], mode);
+	fprintf(out, "{\"id\":1,\"op\":\"convert\",\"lock\":\"%s\",\"mode\":%d}\n", ids[i], mode);
 	ask();
 }
 
@@ -188,7 +189,7 @@ int main(int argc, char **argv)
 		const double began = now_us();
 
 		if (mxfs)
-			lock_mxfs(i, hold ? "NL" : "EX");
+			lock_mxfs(i, hold ? LKM_NLMODE : LKM_EXMODE);
 		else
 			lock_dlm(i, hold ? LKM_NLMODE : LKM_EXMODE, 0);
 		const double held = now_us();
@@ -197,14 +198,14 @@ int main(int argc, char **argv)
 		if (hold)
 			continue;
 		if (mxfs)
-			convert_mxfs(i, "NL");
+			convert_mxfs(i, LKM_NLMODE);
 		else
 			lock_dlm(i, LKM_NLMODE, LKF_CONVERT);
 		const double down = now_us();
 
 		took[2][i] = down - held;
 		if (mxfs)
-			convert_mxfs(i, "EX");
+			convert_mxfs(i, LKM_EXMODE);
 		else
 			lock_dlm(i, LKM_EXMODE, LKF_CONVERT);
 		took[1][i] = now_us() - down;

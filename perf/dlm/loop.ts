@@ -6,7 +6,6 @@
 //
 // Weakness: see roundtrip.c.
 
-import { writeSync } from "node:fs";
 import { GENL_BATCH_MAX, GenlSocket } from "../../native/index.js";
 import { COMMAND, LockEngine } from "../../src/dlm/engine.js";
 import { Outbox } from "../../src/dlm/outbox.js";
@@ -36,7 +35,7 @@ for (let over = false; !over; ) {
     if (!over) {
       checkLockEntries(entry, 1);
       engine.submit(COMMAND.REQUEST, entry, 0, 1, out);
-      writeSync(FD, out.entry(0));
+      socket.send(out.entry(0));
       out.clear();
       engine.submit(COMMAND.RELEASE, entry, 0, 1, out);
     }

@@ -2,14 +2,18 @@
 //
 // `npm run perf:dlm`: how fast the lock engine is, beside what people use as lock servers, in one run.
 //
-//   npm run perf:dlm -- [--rounds 5] [--seconds 1] [--quick] [--lab] [--json FILE] [--no-install]
+//   npm run perf:dlm -- [--rounds 5] [--seconds 1] [--quick] [--only PART...] [--lab] [--json FILE] [--no-install]
 //
+// Parts, and what they need:
+////
 // table   LockEngine (perf/dlm/table.ts) and a C++ unordered_map with striped mutexes (map.cc): lock+unlock pairs
 // tcp     the daemon's own peer worker (server.ts) on loopback, Redis (SET NX, DEL) and etcd (transaction, delete),
 //         all driven by one C client (client.c) with 1, 64 or 512 requests outstanding
 // trip    a request and its grant over netlink, and over a socketpair, with a process in the kernel's place
 //         (roundtrip.c; loop.ts is the netlink worker's loop, roundtrip.c echo the same in C)
 // alone   memory of a resident lock; a view change with 100,000 held locks (one process: no network in it)
+// service three daemons (service.ts): the same view change after one was killed, and a daemon's memory. Needs root; once
+//         with --quick
 //
 // Every round runs every row once, ours and the comparator one after the other, in turns as to who is first; the
 // table shows medians, and ratios of medians: above 1 is in our favour. Goals are those of the project's plan.
@@ -37,6 +41,7 @@ import { Outbox } from "../../src/dlm/outbox.js";
 import { LockMode } from "../../src/wire/abi.js";
 import { encodeLockEntries } from "../../src/wire/lock_entry.js";
 import { LAB_ROWS, labRows } from "./lab.js";
+import { serviceRows } from "./service.js";
 
 const HERE = dirname(fileURLToPath(import.meta.url));
 const SOURCES = join(HERE, "..", "..", "..", "perf", "dlm");
@@ -45,12 +50,19 @@ const DEPTHS = [1, 64, 512] as const;
 const START_MS = 10_000;
 const ROUND_TRIPS = 10_000;
 const TRIPS = ["netlink", "pair"] as const;
+const PARTS = ["table", "tcp", "trip", "alone", "service"] as const;
 
 const argv = await yargs(hideBin(process.argv))
   .scriptName("perf:dlm")
   .option("rounds", { type: "number", default: 5, describe: "rounds of everything" })
   .option("seconds", { type: "number", default: 1, describe: "length of one TCP measurement" })
   .option("quick", { type: "boolean", default: false, describe: "three short rounds: a minute" })
+  .option("only", {
+    array: true,
+    choices: PARTS,
+    default: PARTS,
+    describe: "parts to measure",
+  })
   .option("lab", {
     type: "boolean",
     default: false,
@@ -146,6 +158,9 @@ const children: ChildProcess[] = [];
 const map = join(folder, "map");
 const client = join(folder, "client");
 const roundtrip = join(folder, "roundtrip");
+const memory = join(folder, "memory");
+/** Comparators that are not on this machine. */
+const missing: string[] = [];
 
 function start(program: string, args: readonly string[]): ChildProcess {
   const child = spawn(program, args, { stdio: ["pipe", "pipe", "ignore"] });
@@ -381,9 +396,12 @@ function lines(): Line[] {
     line("view change, 100 K locks (one process)", median("view change:ours"), null, "ms", false, ""),
   );
   found.push(
+    line("view change, 100 K locks, three daemons", median("view change:service"), null, "ms", false, ""),
     line("memory per lock above an empty table", median("memory:ours"), null, "bytes", false, "<= 128"),
+    ...memoryLines("daemon of a lock service"),
   );
-  return found;
+  // Parts that were not asked for.
+  return found.filter(({ ours }) => ours !== null);
 }
 
 function figure(value: number | null): string {
@@ -410,33 +428,69 @@ function print(table: readonly Line[]): void {
 
 // ---- the lab ----------------------------------------------------------------------------------------------
 
+/** A daemon's memory: the goal is about what is not its lock table. */
+function noteMemory(residentMib: number, tableMib: number): void {
+  note("daemon:resident", residentMib);
+  note("daemon:table", tableMib);
+  note("daemon:rest", residentMib - tableMib);
+}
+
+function memoryLines(of: string): Line[] {
+  const rest = line(
+    `${of}, memory without its lock table`,
+    median("daemon:rest"),
+    null,
+    "MiB",
+    false,
+    "<= 90",
+  );
+  const table = line("  its lock table, empty", median("daemon:table"), null, "MiB", false, "");
+  return [rest, table];
+}
+
+/** Compiles a tool of this folder. */
+function build(compiler: "gcc" | "g++", source: string, program: string): void {
+  const words = ["-O2", "-Wall", "-Wextra", "-pthread", "-o", program, join(SOURCES, source)];
+  execFileSync(compiler, words, { stdio: "inherit" });
+}
+
 async function labLines(): Promise<Line[]> {
-  const withDlm = ["corosync", "dlm-controld"].every((name) => need(name.replace("-", "_"), name));
-  await labRows(rounds, withDlm, folder, {
+  build("gcc", "memory.c", memory);
+  const names = ["corosync", "dlm-controld"];
+  missing.push(...names.filter((name) => !need(name.replace("-", "_"), name)));
+  await labRows(rounds, missing.length === 0, folder, memory, {
     note: (row, system, us) => note(`${row}:${system}`, us),
-    daemonRssMib: (value) => note("daemon:rss", value),
+    memory: noteMemory,
     say,
   });
   const found = LAB_ROWS.map((row) =>
     line(`${row}, mxfs / kernel's dlm`, median(`${row}:mxfs`), median(`${row}:dlm`), "us", false, ""),
   );
-  const rss = median("daemon:rss");
-  return [...found, line("daemon's resident memory, empty table", rss, null, "MiB", false, "<= 90")];
+  return [...found, ...memoryLines("daemon of a mounted volume")];
 }
 
 // ---- the run ------------------------------------------------------------------------------------------------
 
 async function hostLines(): Promise<Line[]> {
-  execFileSync("g++", ["-O2", "-Wall", "-Wextra", "-pthread", "-o", map, join(SOURCES, "map.cc")], {
-    stdio: "inherit",
-  });
-  execFileSync("gcc", ["-O2", "-Wall", "-Wextra", "-o", client, join(SOURCES, "client.c")], {
-    stdio: "inherit",
-  });
-  execFileSync("gcc", ["-O2", "-Wall", "-Wextra", "-o", roundtrip, join(SOURCES, "roundtrip.c")], {
-    stdio: "inherit",
-  });
+  build("g++", "map.cc", map);
+  build("gcc", "client.c", client);
+  build("gcc", "roundtrip.c", roundtrip);
+  build("gcc", "memory.c", memory);
+  const wants = (part: (typeof PARTS)[number]): boolean => argv.only.includes(part);
+  if (wants("table") || wants("tcp") || wants("trip") || wants("alone")) {
+    await rowsByRound(wants);
+  }
+  if (wants("service")) {
+    await serviceRows(argv.quick ? 1 : Math.min(rounds, 3), memory, {
+      memory: noteMemory,
+      viewChange: (ms) => note("view change:service", ms),
+      say,
+    });
+  }
+  return lines();
+}
 
+async function rowsByRound(wants: (part: (typeof PARTS)[number]) => boolean): Promise<void> {
   const server = start(process.execPath, [join(HERE, "server.js"), KEY]);
   if (server.stdout === null) {
     throw new Error("the server has no output");
@@ -448,7 +502,11 @@ async function hostLines(): Promise<Line[]> {
   }
   const redisPort = await freePort();
   let redis: ChildProcess | null = null;
-  if (need("redis-server", "redis-server")) {
+  if (!wants("tcp")) {
+    // Not needed.
+  } else if (!need("redis-server", "redis-server")) {
+    missing.push("redis-server");
+  } else {
     redis = start("redis-server", [
       "--port",
       String(redisPort),
@@ -463,7 +521,11 @@ async function hostLines(): Promise<Line[]> {
   }
   const etcdPort = await freePort();
   let etcd: ChildProcess | null = null;
-  if (need("etcd", "etcd-server")) {
+  if (!wants("tcp")) {
+    // Not needed.
+  } else if (!need("etcd", "etcd-server")) {
+    missing.push("etcd-server");
+  } else {
     const peers = `http://127.0.0.1:${await freePort()}`;
     const clients = `http://127.0.0.1:${etcdPort}`;
     const urls = [
@@ -490,14 +552,14 @@ async function hostLines(): Promise<Line[]> {
 
   for (let round = 0; round < rounds; round++) {
     say(`round ${round + 1} of ${rounds} (load ${loadavg()[0]?.toFixed(1)})`);
-    for (const row of [...TABLE_ROWS, TWO]) {
+    for (const row of wants("table") ? [...TABLE_ROWS, TWO] : []) {
       await inTurns(
         round,
         () => tableRow(row),
         () => mapRow(row),
       );
     }
-    for (const depth of DEPTHS) {
+    for (const depth of wants("tcp") ? DEPTHS : []) {
       await inTurns(
         round,
         () => {
@@ -514,7 +576,7 @@ async function hostLines(): Promise<Line[]> {
     if (etcd !== null) {
       tcpRow("etcd 1", etcd, "etcd", etcdPort, 1, seconds);
     }
-    for (const kind of TRIPS) {
+    for (const kind of wants("trip") ? TRIPS : []) {
       const trip = (...program: string[]): number =>
         run(roundtrip, kind, ROUND_TRIPS / share, ...program)[0] ?? 0;
       await inTurns(
@@ -523,24 +585,32 @@ async function hostLines(): Promise<Line[]> {
         () => note(`${kind}:theirs`, trip(roundtrip, "echo")),
       );
     }
-    viewChange();
+    if (wants("alone")) {
+      viewChange();
+    }
   }
-  return lines();
 }
 
-try {
-  const table = argv.lab ? await labLines() : await hostLines();
-  print(table);
-  mkdirSync(dirname(argv.json), { recursive: true });
-  writeFileSync(
-    argv.json,
-    `${JSON.stringify({ rounds: rounds, load: loadavg(), table, samples: Object.fromEntries(samples) }, null, 2)}\n`,
-  );
-  say(`figures: ${argv.json}`);
-} finally {
+const cleanUp = (): void => {
   for (const child of children) {
     child.kill("SIGTERM");
   }
   rmSync(folder, { recursive: true, force: true });
   rmSync(etcdFolder, { recursive: true, force: true });
+};
+process.once("exit", cleanUp);
+for (const signal of ["SIGINT", "SIGTERM"] as const) {
+  process.once(signal, () => process.exit(1));
 }
+const table = argv.lab ? await labLines() : await hostLines();
+print(table);
+for (const name of missing) {
+  process.stdout.write(`${name} is not installed on this machine: nothing to compare with\n`);
+}
+mkdirSync(dirname(argv.json), { recursive: true });
+writeFileSync(
+  argv.json,
+  `${JSON.stringify({ rounds: rounds, load: loadavg(), table, samples: Object.fromEntries(samples) }, null, 2)}\n`,
+);
+say(`figures: ${argv.json}`);
+process.exit();

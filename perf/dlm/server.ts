@@ -57,7 +57,6 @@ const setup: WorkerSetup = {
     rejoin: null,
     lockRecordCount: 1024,
   },
-  wakeFd: -1,
 };
 const lease = new MessageChannel();
 const main = new MessageChannel();

@@ -12,7 +12,7 @@
 // Known weakness: ENOBUFS (the socket overran) should not happen, since the kernel waits for room; if it does,
 // acknowledgements were lost and the daemon ends, to be started with a dump of everything.
 
-import { GENL_BATCH_MAX, GenlSocket, isNativeError } from "../../native/index.js";
+import { GENL_BATCH_MAX, GenlSocket } from "../../native/index.js";
 import { LockEngine } from "../dlm/engine.js";
 import { WireType } from "../wire/abi.js";
 import { WireError } from "../wire/error.js";
@@ -163,15 +163,7 @@ function receiveForever(): void {
   const buffer = new Uint8Array(SLOT_BYTES * GENL_BATCH_MAX);
   const lengths = new Int32Array(GENL_BATCH_MAX);
   while (!words.stopping) {
-    let count: number;
-    try {
-      count = socket.recvBatch(buffer, SLOT_BYTES, lengths, null, -1);
-    } catch (error) {
-      if (isNativeError(error) && error.code === "EINTR") {
-        continue;
-      }
-      throw error;
-    }
+    const count = socket.recvBatch(buffer, SLOT_BYTES, lengths, null, -1);
     for (let slot = 0; slot < count; slot++) {
       const length = lengths[slot] ?? 0;
       if (length > 0) {

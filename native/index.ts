@@ -575,6 +575,14 @@ export function socketFd(socket: TcpSocket | TcpServer | UdpSocket): number {
   return fd;
 }
 
+/**
+ * Sends on a connected stream socket, now, without waiting. Only while its owner has nothing to write of his own.
+ * @returns how many bytes were taken; fewer than all, even for an error, are the owner's to write, who then meets it.
+ */
+export function sendNow(fd: number, bytes: Uint8Array): number {
+  return addon.sendNow(fd, bytes);
+}
+
 /** SO_BINDTODEVICE on a socket; an empty name undoes it. ENODEV for an unknown interface. */
 export function setBindToDevice(fd: number, interfaceName: string): void {
   addon.setBindToDevice(fd, interfaceName);
@@ -717,6 +725,7 @@ interface Addon {
   fsyncAsync(fd: number): Promise<void>;
   fdatasync(fd: number): void;
   fdatasyncAsync(fd: number): Promise<void>;
+  sendNow(fd: number, bytes: Uint8Array): number;
   setBindToDevice(fd: number, interfaceName: string): void;
   lockRange(bytes: Uint8Array): void;
   unlockRange(bytes: Uint8Array): void;

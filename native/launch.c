@@ -115,6 +115,9 @@ static void set_environment(void)
 	setenv("LANG", "C.UTF-8", 0);
 	/* One hung disk command must not starve the others. */
 	setenv("UV_THREADPOOL_SIZE", "16", 0);
+	/* Memory: threads share two heaps of libc's, and one thread is enough to compile and sweep for V8. */
+	setenv("MALLOC_ARENA_MAX", "2", 0);
+	setenv("NODE_OPTIONS", "--v8-pool-size=1", 0);
 }
 
 static void copy_value(char *to, const char *value, const char *name)

@@ -93,6 +93,20 @@ Napi::Value XfsGoingDown(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+/**
+ * Sends as much as the socket takes at once. What is not taken, or fails, is left to whoever owns the socket: he will meet
+ * the same error.
+ */
+Napi::Value SendNow(const Napi::CallbackInfo& info) {
+  int fd = IntArg(info, 0);
+  Bytes bytes = BytesArg(info, 1);
+  ssize_t sent;
+  do {
+    sent = send(fd, bytes.data, bytes.length, MSG_DONTWAIT | MSG_NOSIGNAL);
+  } while (sent < 0 && errno == EINTR);
+  return Napi::Number::New(info.Env(), sent < 0 ? 0 : static_cast<double>(sent));
+}
+
 }  // namespace
 
 void InitHost(Napi::Env env, Napi::Object exports) {
@@ -103,6 +117,7 @@ void InitHost(Napi::Env env, Napi::Object exports) {
   ExportPlain<GetIoFlusher>(env, exports, "getIoFlusher");
   ExportPlain<BootTimeNs>(env, exports, "bootTimeNs");
   ExportPlain<BootTimeMs>(env, exports, "bootTimeMs");
+  ExportPlain<SendNow>(env, exports, "sendNow");
   ExportPlain<XfsGoingDown>(env, exports, "xfsGoingDown");
 }
 

@@ -162,13 +162,18 @@ export class FrameWriter {
   /** One frame, header and body in one buffer. It must be sent: its number is used up. */
   encode(type: WireType, epoch: bigint, body: Uint8Array): Uint8Array<ArrayBuffer> {
     const bytes = new Uint8Array(MXFS_WIRE_HEADER_SIZE + body.length);
+    this.encodeInto(type, epoch, body, bytes);
+    return bytes;
+  }
+
+  /** As `encode`, into the first bytes of `into`. @throws RangeError when it does not fit, or a field does not */
+  encodeInto(type: WireType, epoch: bigint, body: Uint8Array, into: Uint8Array): void {
     encodeFrameHeader(
       { type, length: body.length, seq: this.#seq + 1n, sender: this.sender, target: this.target, epoch },
-      bytes,
+      into,
     );
-    bytes.set(body, MXFS_WIRE_HEADER_SIZE);
+    into.set(body, MXFS_WIRE_HEADER_SIZE);
     this.#seq += 1n;
-    return bytes;
   }
 }
 

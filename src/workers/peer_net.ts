@@ -22,12 +22,13 @@
 import { randomBytes } from "node:crypto";
 import { createServer, connect as dial, type Server, type Socket } from "node:net";
 import { networkInterfaces } from "node:os";
-import { setBindToDevice, socketFd } from "../../native/index.js";
+import { sendNow, setBindToDevice, socketFd } from "../../native/index.js";
 import {
   MXFS_HANDSHAKE_BODY_MAX,
   MXFS_HELLO_ENCRYPT,
   MXFS_SEAL_PLAIN_MAX,
   MXFS_WIRE_BODY_MAX,
+  MXFS_WIRE_HEADER_SIZE,
   MXFS_WIRE_NONCE_SIZE,
   WireType,
 } from "../wire/abi.js";
@@ -52,6 +53,7 @@ const PENDING_MAX = 128;
 const WRITE_BYTES_MAX = 64 * 1024 * 1024;
 const REFUSAL_LOG_MS = 60_000;
 const NO_BODY = new Uint8Array(0);
+const OUT_BYTES_MIN = 4096;
 
 export interface PeerNetOptions {
   readonly self: number;
@@ -98,7 +100,7 @@ class Connection {
   /** Our AUTH is sent, the peer's was right. */
   #sentAuth = false;
   #provedPeer = false;
-  #corked = false;
+  #flushing = false;
   probe: NodeJS.Timeout | null = null;
   readonly #nonce = new Uint8Array(randomBytes(MXFS_WIRE_NONCE_SIZE));
   readonly #writer: FrameWriter;
@@ -106,9 +108,10 @@ class Connection {
   /** Sealed connections: each from AUTH on. */
   #sealer: Sealer | null = null;
   #opener: Opener | null = null;
-  /** Frames of this turn of the event loop, to be sealed in one record. */
-  #plain: Uint8Array | null = null;
-  #plainFill = 0;
+  /** Frames of this turn of the event loop: out[0 .. fill). */
+  #out: Uint8Array = NO_BODY;
+  #fill = 0;
+  #fd = -1;
   readonly #timer: NodeJS.Timeout;
 
   constructor(
@@ -177,56 +180,69 @@ class Connection {
     if (this.state === "closed") {
       return false;
     }
-    if (this.socket.writableLength + this.#plainFill > WRITE_BYTES_MAX) {
+    if (this.socket.writableLength + this.#fill > WRITE_BYTES_MAX) {
       this.close(`${this.socket.writableLength} bytes wait to be sent: the peer does not read`, false);
       return false;
     }
     // Frames of one turn of the event loop leave in one write.
-    if (!this.#corked) {
-      this.#corked = true;
-      this.socket.cork();
-      process.nextTick(() => {
-        this.#corked = false;
-        this.#sealAll();
-        this.socket.uncork();
-      });
+    if (!this.#flushing) {
+      this.#flushing = true;
+      process.nextTick(this.#flushSoon);
     }
-    const frame = this.#writer.encode(type, epoch, body);
-    if (this.#sealer === null) {
-      this.socket.write(frame);
-    } else {
-      this.#toSeal(frame);
-    }
+    const length = MXFS_WIRE_HEADER_SIZE + body.length;
+    this.#writer.encodeInto(type, epoch, body, this.#room(length));
+    this.#fill += length;
     return true;
   }
 
-  /** A frame is never longer than a record. */
-  #toSeal(frame: Uint8Array): void {
-    if (this.#plainFill + frame.length > MXFS_SEAL_PLAIN_MAX) {
-      this.#sealAll();
+  readonly #flushSoon = (): void => {
+    this.#flushing = false;
+    this.#flush();
+  };
+
+  /** Room for a frame, which is never longer than a record, behind those that wait. */
+  #room(length: number): Uint8Array {
+    if (this.#fill + length > MXFS_SEAL_PLAIN_MAX) {
+      this.#flush();
     }
-    const fill = this.#plainFill + frame.length;
-    if (this.#plain === null || fill > this.#plain.length) {
-      const longer = new Uint8Array(Math.min(MXFS_SEAL_PLAIN_MAX, Math.max(4096, 2 * fill)));
-      longer.set(this.#plain?.subarray(0, this.#plainFill) ?? NO_BODY);
-      this.#plain = longer;
+    const fill = this.#fill + length;
+    if (fill > this.#out.length) {
+      const longer = new Uint8Array(Math.min(MXFS_SEAL_PLAIN_MAX, Math.max(OUT_BYTES_MIN, 2 * fill)));
+      longer.set(this.#out.subarray(0, this.#fill));
+      this.#out = longer;
     }
-    this.#plain.set(frame, this.#plainFill);
-    this.#plainFill = fill;
+    return this.#out.subarray(this.#fill, fill);
   }
 
-  #sealAll(): void {
-    if (this.#sealer === null || this.#plain === null || this.#plainFill === 0) {
+  /** What waits goes to the socket, in order: straight into the kernel where that has room. */
+  #flush(): void {
+    if (this.#fill === 0) {
       return;
     }
-    const plain = this.#plain.subarray(0, this.#plainFill);
-    this.#plainFill = 0;
+    const bytes = this.#out.subarray(0, this.#fill);
+    this.#fill = 0;
     if (!this.socket.writable) {
       return;
     }
-    for (const piece of this.#sealer.seal(plain)) {
-      this.socket.write(piece);
+    if (this.#sealer !== null) {
+      for (const piece of this.#sealer.seal(bytes)) {
+        this.socket.write(piece);
+      }
+      return;
     }
+    const free = this.socket.writableLength === 0 && !this.socket.connecting;
+    const sent = free ? sendNow(this.#socketFd(), bytes) : 0;
+    if (sent < bytes.length) {
+      this.socket.write(bytes.slice(sent));
+    }
+  }
+
+  /** Of a socket that can be written to. */
+  #socketFd(): number {
+    if (this.#fd < 0) {
+      this.#fd = socketFd(this.socket);
+    }
+    return this.#fd;
   }
 
   /** Says why, then closes. */
@@ -247,7 +263,7 @@ class Connection {
     if (this.probe !== null) {
       clearTimeout(this.probe);
     }
-    this.#sealAll();
+    this.#flush();
     this.socket.destroySoon();
     this.net.closed(this, before, reason, refused);
   }
@@ -328,6 +344,8 @@ class Connection {
     };
     this.send(WireType.AUTH, 0n, authCode(key, context));
     if (this.#encrypts(hello)) {
+      // What was said up to here is in the clear.
+      this.#flush();
       this.#sealer = new Sealer(SealKey.derive(key, context));
     }
     this.#sentAuth = true;

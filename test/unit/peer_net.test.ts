@@ -89,6 +89,26 @@ test("two nodes that know the key connect, whichever dials, and frames pass both
   }
 });
 
+test("more than the kernel takes at once arrives, whole and in order", async ({ make }) => {
+  const a = await make(1);
+  const b = await make(2);
+  a.net.connect(2, "127.0.0.1", b.port);
+  await Promise.all([a.until("up"), b.until("up")]);
+  const count = 500;
+  const body = (index: number): string => `${index}:${"x".repeat(index % 2 === 0 ? 60_000 : 3)}`;
+  for (let index = 0; index < count; index++) {
+    assert.ok(a.net.send(2, WireType.LEASE_ACK, 1n, new TextEncoder().encode(body(index))));
+  }
+  await Promise.resolve();
+  assert.ok((a.net.peers()[0]?.queuedBytes ?? 0) > 0, "so much that it has to wait");
+  assert.ok(a.net.send(2, WireType.LEASE_ACK, 1n, new TextEncoder().encode("last")));
+  await b.until("frame", count + 1);
+  const found = b.events.filter(({ what }) => what === "frame").map(({ text }) => text);
+  const expected = [...Array.from({ length: count }, (_, index) => body(index)), "last"];
+  assert.ok(found.every((text, index) => text === `${WireType.LEASE_ACK}:${expected[index]}`));
+  assert.is(a.count("lost") + b.count("lost"), 0);
+});
+
 test("when both dial at once one connection is used, and nothing said on it is lost", async ({ make }) => {
   for (let round = 0; round < 20; round++) {
     const a = await make(100 + round);

@@ -583,6 +583,11 @@ export function sendNow(fd: number, bytes: Uint8Array): number {
   return addon.sendNow(fd, bytes);
 }
 
+/** The same open file under a number of its own, to be closed by itself. */
+export function dupFd(fd: number): number {
+  return addon.dupFd(fd);
+}
+
 /** SO_BINDTODEVICE on a socket; an empty name undoes it. ENODEV for an unknown interface. */
 export function setBindToDevice(fd: number, interfaceName: string): void {
   addon.setBindToDevice(fd, interfaceName);
@@ -726,6 +731,7 @@ interface Addon {
   fdatasync(fd: number): void;
   fdatasyncAsync(fd: number): Promise<void>;
   sendNow(fd: number, bytes: Uint8Array): number;
+  dupFd(fd: number): number;
   setBindToDevice(fd: number, interfaceName: string): void;
   lockRange(bytes: Uint8Array): void;
   unlockRange(bytes: Uint8Array): void;

@@ -6,6 +6,7 @@
 // Known weakness: PR_SET_IO_FLUSHER holds for the calling thread only (and threads it starts afterwards), so
 // the launcher (launch.c) sets it before node exists.
 
+#include <fcntl.h>
 #include <linux/magic.h>
 #include <linux/prctl.h>
 #include <sys/ioctl.h>
@@ -107,6 +108,13 @@ Napi::Value SendNow(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), sent < 0 ? 0 : static_cast<double>(sent));
 }
 
+/** The same open file under another number, closed on exec. */
+Napi::Value DupFd(const Napi::CallbackInfo& info) {
+  int fd = fcntl(IntArg(info, 0), F_DUPFD_CLOEXEC, 0);
+  if (fd < 0) throw SysError(errno, "fcntl", "F_DUPFD_CLOEXEC");
+  return Napi::Number::New(info.Env(), fd);
+}
+
 }  // namespace
 
 void InitHost(Napi::Env env, Napi::Object exports) {
@@ -118,6 +126,7 @@ void InitHost(Napi::Env env, Napi::Object exports) {
   ExportPlain<BootTimeNs>(env, exports, "bootTimeNs");
   ExportPlain<BootTimeMs>(env, exports, "bootTimeMs");
   ExportPlain<SendNow>(env, exports, "sendNow");
+  ExportPlain<DupFd>(env, exports, "dupFd");
   ExportPlain<XfsGoingDown>(env, exports, "xfsGoingDown");
 }
 

@@ -7,7 +7,7 @@
  * and hands out whole frames. A body that lies whole in a piece is a view of it, any other is collected in a
  * buffer of its own, so every byte is copied at most once. After an error the parser stays broken: the
  * connection must be closed.
- * Known weakness: bodies share memory with the piece they came in; who keeps one keeps the whole piece alive.
+ * Known weakness: bodies share memory with the piece they came in, which a reader may use again.
  */
 import {
   MXFS_LOCK_ENTRY_SIZE,
@@ -234,7 +234,7 @@ export class FrameParser {
 
   /**
    * Takes the next bytes of the stream; calls `onFrame` for each frame they complete, in order.
-   * `chunk` must not be written to afterwards. What `onFrame` throws passes through and breaks the parser, for
+   * A body that lies whole in `chunk` is as long-lived as what is in it. What `onFrame` throws passes through and breaks the parser, for
    * the rest of the piece is lost with it.
    * @param onLocks is asked first for lock messages that lie whole, and on a word's boundary, in the piece.
    * @returns how many bytes were taken: all, unless `stop` was called.

@@ -3,14 +3,16 @@
 // The rows of `npm run perf:dlm -- --lab`: mxfs and the kernel's own dlm in the same two guests, by the same client
 // (locker.c), in turns. The five rows are the classic ones of a distributed lock manager: a new lock and a conversion on
 // a resource mastered here; a new lock, a conversion up and one down on a resource mastered by the other node. Every
-// resource is held in NL on its master meanwhile, in both systems. And the memory of
-// a daemon that serves a mounted volume.
+// resource is held in NL on its master meanwhile, in both systems. And the memory of a daemon that serves a mounted volume.
 //
 // mxfs: USER locks by the control socket of a mounted volume. The kernel's dlm: libdlm, dlm_controld and corosync as
-// Debian has them, without fencing, in a lockspace of its own.
+// Debian has them, without fencing, in a lockspace of its own. Each row twice: in EX, of which mxfs writes a record to the
+// shared disk before it tells of the grant (the kernel's dlm has nothing like it), and in PR, of which it writes none.
 //
 // Weakness: emulated guests are about twelve times slower than a machine, so what costs CPU weighs more than on a network
-// of machines; a release and a conversion down are statements in mxfs, and answered by its own daemon.
+// of machines; a release and a conversion down are statements in mxfs, and answered by its own daemon. The client's way to
+// mxfs is JSON over a socket to a thread of Node.js, that to the dlm a device of its own kernel: the locks of the file
+// system itself do not go that way.
 
 import { execFileSync } from "node:child_process";
 import { writeFileSync } from "node:fs";
@@ -27,13 +29,19 @@ const SOCKET = "/var/run/mxfsd.sock";
 const LOCKSPACE = "perf";
 const START_MS = 60_000;
 
-export const LAB_ROWS = [
+const CLASSIC = [
   "new local",
   "local convert",
   "remote up-convert",
   "remote down-convert",
   "new with remote master",
 ] as const;
+/** What the client is told to do (locker.c), and what that is about. */
+const KINDS = { write: "EX", read: "PR" } as const;
+type Kind = keyof typeof KINDS;
+export const LAB_ROWS = (["write", "read"] as const).flatMap((kind) =>
+  CLASSIC.map((row) => `${row}, ${KINDS[kind]}` as const),
+);
 type LabRow = (typeof LAB_ROWS)[number];
 type System = "mxfs" | "dlm";
 
@@ -151,13 +159,16 @@ export async function labRows(
     }
     for (let round = 0; round < rounds; round++) {
       for (const system of round % 2 === 0 ? systems : systems.toReversed()) {
-        const [newLocal, localUp] = await measure(lab, system, 1);
-        const [newRemote, remoteUp, remoteDown] = await measure(lab, system, 2);
-        const all = [newLocal, localUp, remoteUp, remoteDown, newRemote];
-        LAB_ROWS.forEach((row, index) => {
-          figures.note(row, system, all[index] ?? Number.NaN);
-        });
-        figures.say(`lab, round ${round + 1}, ${system}: ${all.map((us) => us?.toFixed(0)).join(" ")} us`);
+        for (const kind of ["write", "read"] as const) {
+          const [newLocal, localUp] = await measure(lab, system, kind, 1);
+          const [newRemote, remoteUp, remoteDown] = await measure(lab, system, kind, 2);
+          const all = [newLocal, localUp, remoteUp, remoteDown, newRemote];
+          CLASSIC.forEach((row, index) => {
+            figures.note(`${row}, ${KINDS[kind]}`, system, all[index] ?? Number.NaN);
+          });
+          const text = all.map((us) => us?.toFixed(0)).join(" ");
+          figures.say(`lab, round ${round + 1}, ${system}, ${KINDS[kind]}: ${text} us`);
+        }
       }
     }
     await Promise.all(holders.map((holder) => holder.letGo()));
@@ -166,7 +177,7 @@ export async function labRows(
   }
 }
 
-function command(system: System, what: "hold" | "run"): string {
+function command(system: System, what: "hold" | Kind): string {
   return `${LOCKER} ${system} ${system === "mxfs" ? SOCKET : LOCKSPACE} ${what}`;
 }
 
@@ -178,8 +189,8 @@ async function hold(volume: Volume, system: System, master: number): Promise<Hol
 }
 
 /** On node 1, resources mastered by `master`. @returns medians of a new lock, a conversion up, one down. */
-async function measure(lab: Lab, system: System, master: number): Promise<number[]> {
-  const text = await lab.run(1, `${command(system, "run")} </tmp/names-${master}`, {
+async function measure(lab: Lab, system: System, kind: Kind, master: number): Promise<number[]> {
+  const text = await lab.run(1, `${command(system, kind)} </tmp/names-${master}`, {
     timeoutMs: 3 * START_MS,
   });
   return text.trim().split(" ").map(Number);

@@ -2,12 +2,13 @@
 /*
  * The client of the rows beside the kernel's dlm (lab.ts): the same locks by mxfsd's control socket, or by libdlm.
  *
- *   locker mxfs SOCKET hold|run     names of resources on standard input, one a line, then an empty line
- *   locker dlm LOCKSPACE hold|run   the same
+ *   locker mxfs SOCKET hold|write|read     names of resources on standard input, one a line, then an empty line
+ *   locker dlm LOCKSPACE hold|write|read   the same
  *
  * hold  takes each in NL, says "held", and keeps them until standard input ends: so this node is their master
- * run   takes each in EX, converts it to NL and back to EX, gives it up; prints the medians of the time for a new lock,
+ * write takes each in EX, converts it to NL and back to EX, gives it up; prints the medians of the time for a new lock,
  *       a conversion up and one down, microseconds
+ * read  the same with PR: mxfs keeps no record of such a lock on disk
  *
  * Weakness: one request at a time; the control socket's JSON is in mxfs's figures, libdlm's device in the dlm's.
  */
@@ -32,6 +33,7 @@ struct dlm_lksb {
 #define LIBDLM "libdlm_lt.so.3"
 /* Both number the modes alike. */
 #define LKM_NLMODE 0
+#define LKM_PRMODE 3
 #define LKM_EXMODE 5
 #define LKF_CONVERT 4
 static void *(*dlm_create_lockspace)(const char *name, mode_t mode);
@@ -174,6 +176,7 @@ int main(int argc, char **argv)
 		return 2;
 	const int mxfs = strcmp(argv[1], "mxfs") == 0;
 	const int hold = strcmp(argv[3], "hold") == 0;
+	const int mode = strcmp(argv[3], "read") == 0 ? LKM_PRMODE : LKM_EXMODE;
 
 	while (count < NAMES_MAX && fgets(names[count], NAME_MAX_LEN, stdin) != NULL && names[count][0] != '\n') {
 		names[count][strcspn(names[count], "\n")] = 0;
@@ -189,9 +192,9 @@ int main(int argc, char **argv)
 		const double began = now_us();
 
 		if (mxfs)
-			lock_mxfs(i, hold ? LKM_NLMODE : LKM_EXMODE);
+			lock_mxfs(i, hold ? LKM_NLMODE : mode);
 		else
-			lock_dlm(i, hold ? LKM_NLMODE : LKM_EXMODE, 0);
+			lock_dlm(i, hold ? LKM_NLMODE : mode, 0);
 		const double held = now_us();
 
 		took[0][i] = held - began;
@@ -205,9 +208,9 @@ int main(int argc, char **argv)
 
 		took[2][i] = down - held;
 		if (mxfs)
-			convert_mxfs(i, LKM_EXMODE);
+			convert_mxfs(i, mode);
 		else
-			lock_dlm(i, LKM_EXMODE, LKF_CONVERT);
+			lock_dlm(i, mode, LKF_CONVERT);
 		took[1][i] = now_us() - down;
 		if (mxfs)
 			release_mxfs(i);

@@ -125,6 +125,9 @@ export const RESULT = {
 } as const;
 export type Result = (typeof RESULT)[keyof typeof RESULT];
 
+/** What each message of a batch asks for: by slot (64 bytes, a value being one too), or of all. */
+export type Commands = Command | Int32Array;
+
 /** How many messages of a batch came to which result; index by RESULT. */
 export type Tally = Uint32Array;
 
@@ -321,7 +324,7 @@ export class LockEngine {
    * @param onGaveUp called for releases and statements, with the mode that was held. @returns how many entries.
    */
   submitAll(
-    command: Command | readonly Command[],
+    command: Commands,
     bytes: Uint8Array,
     from: number,
     out: Outbox,
@@ -388,21 +391,14 @@ export class LockEngine {
   }
 
   /** Lays `count` slots from slot `first` on on the desk, prepared. */
-  #layAll(
-    program: LockProgram,
-    command: Command | readonly Command[],
-    bytes: Uint8Array,
-    first: number,
-    count: number,
-  ): void {
+  #layAll(program: LockProgram, command: Commands, bytes: Uint8Array, first: number, count: number): void {
     const at = first * MXFS_LOCK_ENTRY_SIZE;
     if (count === 1) this.#lay(bytes, at);
     else this.#deskBytes.set(bytes.subarray(at, at + count * MXFS_LOCK_ENTRY_SIZE));
     if (typeof command === "number") {
       this.#desk.fill(command, DESK.COMMANDS, DESK.COMMANDS + count);
     } else {
-      for (let slot = 0; slot < count; slot++)
-        this.#desk[DESK.COMMANDS + slot] = command[first + slot] as number;
+      this.#desk.set(command.subarray(first, first + count), DESK.COMMANDS);
     }
     program.prepare(this.table.thread, 0, count);
   }

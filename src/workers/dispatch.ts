@@ -10,7 +10,7 @@
 // overtake each other (src/dlm/outbox.ts says why that does no harm).
 
 import type { LockEngine } from "../dlm/engine.js";
-import { type Command, RESULT, type Result } from "../dlm/engine.js";
+import { type Commands, RESULT, type Result } from "../dlm/engine.js";
 import { Outbox, type Outcome } from "../dlm/outbox.js";
 import { MXFS_LOCK_CLIENT_KERNEL, MXFS_LOCK_ENTRY_SIZE, MXFS_NL_LOCKS_MAX, WireType } from "../wire/abi.js";
 import {
@@ -63,7 +63,7 @@ export class LockDispatch {
    * Gives lock messages of node `from` to the engine; `end` sends what comes of it.
    * @param command of all of them, or by slot (64 bytes, a value being one too).
    */
-  submit(engine: LockEngine, command: Command | readonly Command[], entries: Uint8Array, from: number): void {
+  submit(engine: LockEngine, command: Commands, entries: Uint8Array, from: number): void {
     const modes = this.#targets.words.persistModes;
     const gave = (at: number, mode: number): void => {
       if ((modes & (1 << mode)) !== 0) {

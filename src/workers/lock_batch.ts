@@ -50,7 +50,7 @@ export function checkOwner(entries: Uint8Array, owner: number): void {
 export class LockBatch {
   readonly #words: Int32Array;
   readonly #bytes: Uint8Array;
-  readonly #commands: Command[] = [];
+  readonly #commands: Int32Array;
   #from = 0;
   #slots = 0;
 
@@ -58,6 +58,7 @@ export class LockBatch {
   constructor(readonly slotsMax: number) {
     this.#words = new Int32Array(slotsMax * ENTRY_WORDS);
     this.#bytes = new Uint8Array(this.#words.buffer);
+    this.#commands = new Int32Array(slotsMax);
   }
 
   /** The node whose messages these are. */
@@ -70,8 +71,9 @@ export class LockBatch {
   get bytes(): Uint8Array {
     return this.#bytes.subarray(0, this.#slots * MXFS_LOCK_ENTRY_SIZE);
   }
-  get commands(): readonly Command[] {
-    return this.#commands;
+  /** By slot. A view. */
+  get commands(): Int32Array {
+    return this.#commands.subarray(0, this.#slots);
   }
 
   clear(): void {
@@ -121,7 +123,8 @@ export class LockBatch {
   }
 
   #take(command: Command, count: number, from: number): void {
-    for (let slot = this.#slots; slot < this.#slots + count; slot++) this.#commands[slot] = command;
+    if (count === 1) this.#commands[this.#slots] = command;
+    else this.#commands.fill(command, this.#slots, this.#slots + count);
     this.#from = from;
     this.#slots += count;
   }

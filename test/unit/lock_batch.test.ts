@@ -54,7 +54,8 @@ function gather(
   const commands: Command[] = [];
   const parts: Buffer[] = [];
   const decide = (): void => {
-    commands.push(...batch.commands.slice(0, batch.slots));
+    commands.push(...(Array.from(batch.commands) as Command[]));
+    assert.is(batch.commands.length, batch.slots);
     parts.push(Buffer.from(batch.bytes.slice()));
     if (batch.slots > 0) assert.is(batch.from, NODE);
     batch.clear();
@@ -169,7 +170,7 @@ test("a batch of mixed commands is decided as if one came after the other", () =
     body(WireType.LOCK_REQUEST, ino, 1),
   ]);
   const { commands, bytes } = gather([stream(bodies)]);
-  assert.is(engine.submitAll(commands, bytes, NODE, out), 60);
+  assert.is(engine.submitAll(Int32Array.from(commands), bytes, NODE, out), 60);
   assert.is(out.count, 40);
   assert.is(engine.table.locksUsed, 20);
 });

@@ -242,7 +242,7 @@ function run(seed: number): { short: number; all: number } {
       if (alone) {
         all += submitEach(engine, commands, bytes, from, out, tally);
       } else {
-        all += engine.submitAll(commands, bytes, from, out, tally);
+        all += engine.submitAll(Int32Array.from(commands), bytes, from, out, tally);
       }
     }
     same(`${what}: outcomes`, said);

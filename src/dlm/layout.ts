@@ -184,8 +184,11 @@ export const DESK = {
 /** What `prepare` finds out about a message; and, once it is decided, the mode that it gave up (NL: none). */
 export const DESK_WORK = { HASH: 0, BUCKET: 1, STRIPE: 2, HEAD: 3, GAVE_UP: 3 } as const;
 export const DESK_WORK_WORDS = 4;
-/** Stripe locks that a thread holds at once, at most; it only tries for a second one, never waits. */
-export const DESK_HELD_MAX = 32;
+/**
+ * Stripe locks that a thread holds at once, at most; it only tries for a second one, never waits. More save a few
+ * instructions, and cost other threads more.
+ */
+export const DESK_HELD_MAX = 8;
 export const DESK_WORDS = DESK_COUNT * 22;
 export const DESKS_AT = THREADS_AT + (THREAD_COUNT_MAX + 1) * THREAD_WORDS;
 

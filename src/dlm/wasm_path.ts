@@ -294,7 +294,10 @@ class Writer {
     const head = code.let(bucket.shl(i32(2)).add(i32(BYTES * bucketsAt)));
     code.store32(work, BYTES * DESK_WORK.BUCKET, head);
     const stripe = bucket.shr(i32(stripeShift)).mul(i32(BYTES * STRIPE_WORDS));
-    code.store32(work, BYTES * DESK_WORK.STRIPE, stripe.add(i32(BYTES * STRIPES_AT)));
+    const lock = code.let(stripe.add(i32(BYTES * STRIPES_AT)));
+    code.store32(work, BYTES * DESK_WORK.STRIPE, lock);
+    // Touched, for another thread may have had it last: to fetch it is what two threads at once wait for most.
+    code.store32(work, BYTES * DESK_WORK.HEAD, load32(lock));
     // Unlocked, so only a hint: it is read again.
     code.store32(work, BYTES * DESK_WORK.HEAD, load32(head));
   }

@@ -24,6 +24,8 @@ interface Account {
   sequence: bigint;
   heartbeatMovedAt: number;
   renewalAt: number;
+  /** When we have last acknowledged a renewal of it. */
+  acknowledgedAt: number;
   suspected: boolean;
   unreachable: readonly number[];
   /** A later incarnation of the node has come. */
@@ -69,14 +71,16 @@ export class LeaseKeeper {
   /**
    * When that member's lease has surely run out, by our own clock. It renews only behind a heartbeat of its own, at
    * most a lease after that was written; so two leases after its heartbeat was last seen to move, however it got its
-   * acknowledgements. Who got them from us alone is out one lease after its last renewal.
+   * acknowledgements. Who got them from us alone is out one lease after its last renewal. What we have acknowledged ourselves
+   * runs in any case: the heartbeat behind it may be one that we have not read yet.
    */
   leaseOverAt(member: MemberInfo): number {
     const account = this.#accounts.get(member.node);
     const grace = this.state.graceMs;
     if (account === undefined || account.incarnation !== member.incarnation) return this.state.now() + grace;
     if (account.provenDead) return this.state.now();
-    return Math.min(account.renewalAt + grace, account.heartbeatMovedAt + 2 * grace);
+    const over = Math.min(account.renewalAt + grace, account.heartbeatMovedAt + 2 * grace);
+    return Math.max(over, account.acknowledgedAt + grace);
   }
 
   /** As leaseOverAt(), for one that others have acknowledged. */
@@ -224,6 +228,7 @@ export class LeaseKeeper {
     const account = this.#accounts.get(from);
     if (account !== undefined) {
       account.renewalAt = state.now();
+      account.acknowledgedAt = state.now();
       account.unreachable = message.unreachable;
     }
     state.send(from, { kind: "LEASE_ACK", seq: message.seq });
@@ -443,6 +448,7 @@ function freshAccount(incarnation: number, now: number): Account {
     sequence: UNKNOWN_SEQUENCE,
     heartbeatMovedAt: now,
     renewalAt: now,
+    acknowledgedAt: Number.NEGATIVE_INFINITY,
     suspected: false,
     unreachable: [],
     provenDead: false,

@@ -20,7 +20,7 @@ function record(sequence: bigint): HeartbeatRecord {
   return { ...common, sequence, unreachableSlots: 0n, hostName: "other" };
 }
 
-function keeper(): { cluster: Cluster; lease: LeaseKeeper; now: () => number } {
+function keeper(): { cluster: Cluster; lease: LeaseKeeper; state: ClusterState; now: () => number } {
   const cluster = new Cluster({ seed: 1, hostCount: 1 });
   const host = cluster.hosts[0] as Host;
   const { node, uuid } = host;
@@ -39,7 +39,7 @@ function keeper(): { cluster: Cluster; lease: LeaseKeeper; now: () => number } {
     stepDown: () => undefined,
     holderDead: () => undefined,
   });
-  return { cluster, lease, now: () => host.now() };
+  return { cluster, lease, state, now: () => host.now() };
 }
 
 test("who reads heartbeats for the first time has not listened before: nobody is dead by that", async () => {
@@ -75,6 +75,19 @@ test("the first heartbeat under another holder renews, however shortly ago the d
   state.next = { epoch: 2n, holder: state.self, members: [{ ...self, role: Role.HOLDER }] };
   lease.heartbeatWritten(now());
   assert.ok(lease.leaseUntil > now(), "the taker-over waits for its next heartbeat");
+});
+
+test("what was just acknowledged runs, though the heartbeat behind it has not been read yet", async () => {
+  const { cluster, lease, state, now } = keeper();
+  state.role = Role.HOLDER;
+  state.view = { epoch: 5n, holder: state.self, members: [OTHER] };
+  state.connected.set(OTHER.node, OTHER.incarnation);
+  lease.watch([OTHER]);
+  lease.heartbeatsRead([null, record(5n)], now());
+  await cluster.pass(TIMINGS_DEFAULT.nodeTimeoutMs - 1000);
+  state.heartbeatWrittenAt = now();
+  lease.renewed(OTHER.node, { kind: "LEASE_RENEW", seq: 1n, unreachable: [] });
+  assert.ok(lease.leaseOverAt(OTHER) >= now() + TIMINGS_DEFAULT.leaseMs);
 });
 
 test.run();

@@ -426,6 +426,7 @@ void mxfs_exec_destroy(struct mxfs_sb_info *sbi);
 /* From netlink: a part of a request of `node`. Bounded: -ENOBUFS beyond the limit (the sender is told RETRY). */
 int mxfs_exec_receive(struct mxfs_sb_info *sbi, u32 node, u64 id, u32 offset, u32 total, const void *data, u32 len);
 void mxfs_exec_node_gone(struct mxfs_sb_info *sbi, u32 node, u32 incarnation);
+void mxfs_exec_node_back(struct mxfs_sb_info *sbi, u32 node, u32 incarnation);
 /* Before the lower XFS is unmounted: waiting SETLKs are answered RETRY, running ones finish. */
 void mxfs_exec_quiesce(struct mxfs_sb_info *sbi);
 

@@ -17,7 +17,8 @@
  * back at the end.
  *
  * Nothing is executed for a node that has been declared gone: what waits is dropped, and mxfs_exec_node_gone returns when what
- * had begun is over. A request of an earlier epoch is answered RETRY.
+ * had begun is over. A request of an earlier epoch is answered RETRY, and so is one of a node that is gone, since a newcomer
+ * in a view change that died with its holder is declared gone and comes in later.
  *
  * Limits, per member: MXFS_EXEC_PARTIAL_MAX requests in parts, MXFS_EXEC_KNOWN_MAX known ones; beyond them RETRY. What
  * a well-behaved member may send stays below.
@@ -1018,8 +1019,13 @@ static void submit(struct mxfs_exec *exec, u32 node, u64 id, void *payload, u32 
 
 	mutex_lock(&exec->mutex);
 	member = get_member(exec, node, req->parsed.incarnation);
-	if (!member || member->gone)
+	if (!member)
 		goto out_unlock; /* of the dead: nobody waits for an answer */
+	if (member->gone) {
+		/* Most likely nobody does here either, unless it is about to be let in. */
+		answer = MXFS_FSOP_E_RETRY;
+		goto out_unlock;
+	}
 	acknowledge(member, req->parsed.acked);
 	known = xa_load(&member->known, id);
 	if (known) {
@@ -1203,6 +1209,21 @@ void mxfs_exec_node_gone(struct mxfs_sb_info *sbi, u32 node, u32 incarnation)
 	if (sbi->lower)
 		mxfs_locktab_drop_node(sbi->lower, node, incarnation);
 	mutex_unlock(&sbi->role_mutex);
+}
+
+/* A newcomer that was declared gone in a view change that was never finished: it has asked for nothing yet. */
+void mxfs_exec_node_back(struct mxfs_sb_info *sbi, u32 node, u32 incarnation)
+{
+	struct mxfs_exec *exec = sbi->exec;
+	struct member *member;
+
+	if (!exec)
+		return;
+	mutex_lock(&exec->mutex);
+	member = find_member(exec, node, incarnation);
+	if (member)
+		member->gone = false;
+	mutex_unlock(&exec->mutex);
 }
 
 /* The gate is shut: nobody is inside, and what is queued waits in front of it and will be answered RETRY. */

@@ -326,6 +326,8 @@ static void mxfs_nl_work(struct work_struct *work)
 	case MXFS_CMD_NODE_STATUS:
 		if (msg->node_state == MXFS_NODE_DEAD || msg->node_state == MXFS_NODE_LEFT)
 			mxfs_exec_node_gone(sbi, msg->node, msg->incarnation);
+		else if (msg->node_state == MXFS_NODE_JOINING)
+			mxfs_exec_node_back(sbi, msg->node, msg->incarnation);
 		break;
 	case MXFS_CMD_RECOVERY_START:
 	case MXFS_CMD_RECOVERY_DONE:

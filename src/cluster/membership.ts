@@ -657,6 +657,11 @@ export class Coordinator {
       state.ports.kernel.nodeStatus(member.node, member.incarnation, NodeState.DEAD);
       if (!plan.joined.some((joined) => joined.node === member.node)) state.ports.net.disconnect(member.node);
     }
+    // Before it can ask for anything. The kernel may know this very incarnation as dead: a newcomer in a change that died
+    // with its holder has written nothing, and tries again.
+    for (const member of plan.joined) {
+      state.ports.kernel.nodeStatus(member.node, member.incarnation, NodeState.JOINING);
+    }
   }
 
   private afterCommit(plan: Plan): void {

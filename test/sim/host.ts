@@ -19,7 +19,7 @@ import { prKey } from "../../src/cluster/ports.js";
 import type { Mistake } from "../../src/cluster/state.js";
 import type { PersistMistake } from "../../src/disk/lock_persister.js";
 import type { Command } from "../../src/dlm/engine.js";
-import { Role } from "../../src/wire/abi.js";
+import { NodeState, Role } from "../../src/wire/abi.js";
 import type { LockEntry } from "../../src/wire/lock_entry.js";
 import {
   type ClusterMessage,
@@ -28,6 +28,7 @@ import {
   encodeClusterMessage,
 } from "../../src/wire/messages.js";
 import type { Cluster } from "./cluster.js";
+import { KernelFiles } from "./files.js";
 import { checkDied, KernelLocks, LOCK_FRAMES, LockService, readDisk } from "./locks.js";
 import { Violation, VOLUME, VOLUME_UUID } from "./world.js";
 
@@ -74,6 +75,7 @@ export class Kernel {
   incarnation = 0;
   startedAt = 0;
   locks: KernelLocks | null = null;
+  files: KernelFiles | null = null;
   /** The kernel works its messages off in two queues, each in order: lock dumps, and role changes with the gate. */
   readonly queues = { locks: Promise.resolve(), control: Promise.resolve() };
 }
@@ -174,6 +176,8 @@ export class Host {
     this.kernel.incarnation = ++this.incarnation;
     this.kernel.startedAt = this.cluster.time.now;
     this.kernel.locks = new KernelLocks(this);
+    const { files } = this.cluster.options;
+    if (files !== undefined) this.kernel.files = new KernelFiles(this, this.kernel, files);
     this.wrote = false;
     this.registered = false;
     this.failure = "";
@@ -185,9 +189,15 @@ export class Host {
     const { kernel } = this;
     if (!this.powered || kernel.state !== "running") return;
     kernel.state = "stopping";
+    this.story("umount");
+    if (kernel.files === null) this.dropLocks(kernel);
+    else void kernel.files.drain().then(() => this.dropLocks(kernel));
+  }
+
+  private dropLocks(kernel: Kernel): void {
+    if (!this.powered || this.kernel !== kernel || kernel.state !== "stopping") return;
     kernel.unmounting = true;
     kernel.unmountRequest = this.#nextRequest++;
-    this.story("umount");
     kernel.locks?.unmount();
     this.daemon?.core?.unmountRequested(kernel.unmountRequest);
   }
@@ -200,6 +210,7 @@ export class Host {
     const { incarnation } = this.kernel;
     this.lastWords = held === null ? null : { incarnation, epoch, locks: held.map((lock) => ({ ...lock })) };
     if (locks !== null) locks.dead = true;
+    this.kernel.files?.fail();
     this.powered = false;
     this.endDaemon();
     this.kernel = new Kernel();
@@ -275,6 +286,7 @@ export class Host {
     if (kernel.state === "starting") {
       kernel.state = "idle";
       kernel.xfs = false;
+      kernel.files?.fail();
       this.failure = "daemon died during start-up";
       return;
     }
@@ -352,16 +364,18 @@ export class Host {
     queue: keyof Kernel["queues"],
     minMs: number,
     maxMs: number,
+    work: () => Promise<void> = () => Promise.resolve(),
   ): Promise<void> {
     const before = kernel.queues[queue];
-    const mine = before.then(() => this.inKernel(kernel, minMs, maxMs));
+    const mine = before.then(() => this.inKernel(kernel, minMs, maxMs)).then(work);
     kernel.queues[queue] = mine;
     await mine;
   }
 
   private write(): "ok" | "conflict" {
     if (this.cluster.fence === "none") return "ok";
-    if (!this.registered) throw new Violation(`${this.name} writes without ever having registered its key`);
+    if (!this.registered)
+      throw new Violation(`rule 2: ${this.name} writes without ever having registered its key`);
     if (!this.cluster.target.mayWrite(this.nexus)) return "conflict";
     this.wrote = true;
     return "ok";
@@ -433,7 +447,7 @@ export class Host {
                 command(() => {
                   if (target.preempted.has(key) && this.wrote) {
                     throw new Violation(
-                      `${this.name} registers a key again that was preempted after it had written`,
+                      `rule 2: ${this.name} registers a key again that was preempted after it had written`,
                     );
                   }
                   target.register(this.nexus, key);
@@ -448,7 +462,7 @@ export class Host {
               registerAgain: (key) =>
                 command(() => {
                   if (target.preempted.has(key)) {
-                    throw new Violation(`${this.name} registers a key again that was preempted`);
+                    throw new Violation(`rule 2: ${this.name} registers a key again that was preempted`);
                   }
                   return target.registerAgain(this.nexus, key);
                 }),
@@ -488,7 +502,7 @@ export class Host {
           return OK;
         },
         lockDump: async (epoch, solo) => {
-          await this.inOrder(kernel, "locks", 1, 120);
+          await this.inOrder(kernel, "locks", 1, 120, async () => await kernel.files?.endSolo());
           if (!daemon.alive) await new Promise<never>(() => undefined);
           if (this.refuseDump) return { error: 22, message: "refused by the test" };
           if (epoch > kernel.dumpedEpoch) kernel.dumpedEpoch = epoch;
@@ -499,13 +513,14 @@ export class Host {
           return OK;
         },
         view: (epoch, holder, resend, solo) => {
-          if (epoch <= kernel.epoch) cluster.violate(`${this.name}: VIEW ${epoch} after ${kernel.epoch}`);
+          if (epoch <= kernel.epoch)
+            cluster.violate(`rule 8: ${this.name}: VIEW ${epoch} after ${kernel.epoch}`);
           if (kernel.holder !== 0 && kernel.holder !== holder && !resend) {
-            cluster.violate(`rule 10: ${this.name} has a new holder and is not told to send again`);
+            cluster.violate(`rule 7: ${this.name} has a new holder and is not told to send again`);
           }
           if (solo !== kernel.dumpSolo) {
             cluster.violate(
-              `${this.name}: VIEW ${epoch} ${solo ? "is" : "is not"} solo, its lock dump was not so`,
+              `rule 3: ${this.name}: VIEW ${epoch} ${solo ? "is" : "is not"} solo, its lock dump was not so`,
             );
           }
           kernel.solo = solo;
@@ -513,6 +528,7 @@ export class Host {
           kernel.holder = holder;
           kernel.gateOpen = true;
           if (kernel.locks !== null) kernel.locks.dumped = false;
+          if (resend) kernel.files?.resend();
         },
         recovery: (begin) => {
           kernel.recovering = begin;
@@ -532,21 +548,33 @@ export class Host {
         failed: (errno, message) => {
           if (kernel.locks !== null) kernel.locks.dead = true;
           this.failure = `${errno} ${message}`;
+          kernel.files?.fail();
           this.story(`MOUNT FAILED ${this.failure}`);
-          if (kernel.xfs) cluster.violate(`${this.name}: mount failed with XFS still mounted`);
+          if (errno <= 0 || message === "")
+            cluster.violate(`rule 10: ${this.name}'s mount fails without why`);
+          if (kernel.xfs) cluster.violate(`rule 1: ${this.name}: mount failed with XFS still mounted`);
           kernel.state = "idle";
           kernel.xfs = false;
         },
-        nodeStatus: () => undefined,
+        nodeStatus: (node, incarnation, state) => {
+          if (state === NodeState.DEAD || state === NodeState.LEFT) kernel.files?.gone(node, incarnation);
+          if (state === NodeState.JOINING) kernel.files?.back(node, incarnation);
+        },
         fenced: (message) => {
           this.story(`FENCED ${message}`);
+          if (message === "") cluster.violate(`rule 10: ${this.name} is fenced without why`);
+          kernel.files?.fail();
           kernel.fenced = true;
           kernel.xfs = false;
         },
         unmountDone: (_request, errno, message) => {
           if (kernel.locks !== null) kernel.locks.dead = true;
           this.story(`UNMOUNTED ${errno} ${message}`);
-          if (kernel.xfs) cluster.violate(`${this.name}: unmounted with XFS still mounted`);
+          if (errno !== 0 && message === "")
+            cluster.violate(`rule 10: ${this.name}'s unmount fails without why`);
+          kernel.files?.left();
+          kernel.files?.fail();
+          if (kernel.xfs) cluster.violate(`rule 1: ${this.name}: unmounted with XFS still mounted`);
           kernel.state = "idle";
         },
       },
@@ -658,7 +686,8 @@ export class Host {
         if (level === "debug") return;
         const line = Object.entries(fields).map(([name, value]) => `${name}=${value}`);
         this.story(`[${level}] ${text} ${line.join(" ")}`);
-        if (text.startsWith("the cluster core failed")) cluster.violate(`${this.name}: ${line.join(" ")}`);
+        if (text.startsWith("the cluster core failed"))
+          cluster.violate(`rule 10: ${this.name}: ${line.join(" ")}`);
       },
       random: (count) => Uint8Array.from({ length: count }, () => random.int(0, 255)),
       exit: (code) => {
@@ -674,7 +703,7 @@ export class Host {
   private committedView(epoch: bigint): View {
     const view = this.daemon?.core?.snapshot().view ?? null;
     if (view === null || view.epoch !== epoch)
-      throw new Violation(`${this.name}: resume(${epoch}) without that view`);
+      throw new Violation(`rule 8: ${this.name}: resume(${epoch}) without that view`);
     return view;
   }
 
@@ -703,10 +732,12 @@ export class Host {
         return { error: 5, message: "XFS: log mount failed" };
       kernel.xfs = true;
       kernel.xfsMountedAt = cluster.time.now;
+      kernel.files?.mountXfs();
       cluster.disk.lockstate = true;
     } else {
       await this.inOrder(kernel, "control", 5, kernel.xfs ? 800 : 50);
       kernel.xfs = false;
+      kernel.files?.unmountXfs();
     }
     kernel.role = role;
     return OK;

@@ -4,12 +4,14 @@
  * service of its daemon (LockService): the real lock engine, the real persister and lock record writer, over a shared disk
  * whose writes take time, fail, and are torn by a power cut.
  *
- * Rule 11, checked here:
+ * Rule 5, checked here:
  *   a. What is told of a mode that allows writing is in a record on the disk at that moment (in a view of two or more).
  *   b. A record is written only by who owns its chunk.
  *   c. When a holder commits a view, every such lock of its living members is in the records that a reader finds.
  *   d. What a reader finds of a dead node covers everything that it had been told it holds for writing.
  * Rule 3: whom a mode is granted, nobody who serves his locks holds one beside that it does not go with.
+ *
+ * Rule 10: no lock is waited for in vain (late).
  *
  * Known weakness: one lock a resource and kernel, a handful of resources; demands are random, not those of a file system.
  */
@@ -38,6 +40,7 @@ import {
   WireType,
 } from "../../src/wire/abi.js";
 import { decodeLockEntry, encodeLockEntry, LOCK_ENTRY, type LockEntry } from "../../src/wire/lock_entry.js";
+import type { Change } from "./files.js";
 import type { Daemon, Host } from "./host.js";
 import { RECORD_SIZE, Violation, VOLUME } from "./world.js";
 
@@ -46,14 +49,24 @@ const { NL, CR, CW, PR, PW, EX } = LockMode;
 const CAPACITY = { resourceCountMax: 256, lockCountMax: 1024 };
 const writes = (mode: number): boolean => (PERSIST.writing & (1 << mode)) !== 0;
 
-interface KernelLock {
+export interface KernelLock {
   readonly id: bigint;
   readonly ino: bigint;
   mode: number;
   want: number;
+  /** When it began to wait. */
+  since: number;
   seq: number;
   noqueue: boolean;
   bast: number;
+  /** Operations under it that have not ended. */
+  users: number;
+  /** What was read under it. */
+  cache: readonly Change[] | null;
+  /** What was changed under it, as long as it has been EX. */
+  changes: Change[];
+  /** Some of that may only be in the holder's memory. */
+  dirty: boolean;
 }
 
 /** What a kernel holds and wants. */
@@ -76,6 +89,19 @@ export class KernelLocks {
     return [...this.#byId.values()].filter((lock) => lock.mode !== NL);
   }
 
+  modeOn(ino: bigint): number {
+    return this.#byIno.get(ino)?.mode ?? NL;
+  }
+
+  /** A lock that has been waited for, for longer than that. */
+  late(ms: number): string | null {
+    const { now } = this.host.cluster.time;
+    for (const { ino, want, since } of this.#byId.values()) {
+      if (want !== NL && now - since > ms) return `${want} on ${ino} for ${now - since} ms`;
+    }
+    return null;
+  }
+
   /** Now and then somebody on this host wants something. */
   private wish(): void {
     const { time, lockRandom: random } = this.host.cluster;
@@ -86,6 +112,7 @@ export class KernelLocks {
           const mode = random.pick([CR, PR, PR, PW, CW, EX, EX, EX]) ?? EX;
           this.use(BigInt(random.int(1, INODES)), mode);
         }
+        if (random.chance(0.1)) this.evict(BigInt(random.int(1, INODES)));
       }
       this.wish();
     });
@@ -94,17 +121,43 @@ export class KernelLocks {
   private use(ino: bigint, mode: number): void {
     const known = this.#byIno.get(ino);
     if (known === undefined) {
-      const lock = { id: ++this.#nextId, ino, mode: NL, want: mode, seq: 1, noqueue: false, bast: NL };
+      const lock: KernelLock = {
+        id: ++this.#nextId,
+        ino,
+        mode: NL,
+        want: mode,
+        since: this.host.cluster.time.now,
+        seq: 1,
+        noqueue: false,
+        bast: NL,
+        users: 0,
+        cache: null,
+        changes: [],
+        dirty: false,
+      };
       this.#byIno.set(ino, lock);
       this.#byId.set(lock.id, lock);
       this.say(COMMAND.REQUEST, lock, mode, 0);
       return;
     }
-    if (known.want !== NL || known.bast !== NL || isDownConversion(known.mode, mode)) return;
+    if (known.want !== NL || known.bast !== NL) return;
+    if (isDownConversion(known.mode, mode)) {
+      this.host.kernel.files?.work(known);
+      return;
+    }
+    known.since = this.host.cluster.time.now;
     known.want = isDownConversion(mode, known.mode) ? mode : EX;
     known.seq++;
     known.noqueue = true;
     this.say(COMMAND.CONVERT, known, known.want, MXFS_LKF_CONVERT | MXFS_LKF_NOQUEUE);
+  }
+
+  /** Nobody has asked for it: the memory is wanted. */
+  private evict(ino: bigint): void {
+    const lock = this.#byIno.get(ino);
+    if (lock === undefined || lock.want !== NL || lock.bast !== NL) return;
+    lock.bast = EX;
+    this.demoteSoon(lock);
   }
 
   /** All locks are dropped: the mount goes. */
@@ -156,23 +209,27 @@ export class KernelLocks {
         }
       }
     }
+    host.kernel.files?.work(lock);
   }
 
   private demoteSoon(lock: KernelLock): void {
     const { time, lockRandom: random } = this.host.cluster;
     time.at(random.int(1, 200), () => {
       if (this.dead || this.#byId.get(lock.id) !== lock || lock.bast === NL || lock.want !== NL) return;
-      if (this.dumped || this.host.frozen) {
+      if (this.dumped || this.host.frozen || lock.users > 0) {
         this.demoteSoon(lock);
         return;
       }
       const target = modeAfterBast(lock.mode, lock.bast);
+      const { files } = this.host.kernel;
+      if (target !== EX && files?.clean(lock, () => this.demoteSoon(lock)) === false) return;
       lock.bast = NL;
       if (target === NL) {
         this.release(lock);
       } else if (target !== lock.mode) {
         const held = lock.mode;
         lock.mode = target;
+        files?.lowered(lock, target);
         this.say(COMMAND.CONVERT, lock, target, MXFS_LKF_CONVERT, held);
       }
     });
@@ -180,6 +237,7 @@ export class KernelLocks {
 
   private release(lock: KernelLock): void {
     this.forget(lock);
+    this.host.kernel.files?.lowered(lock, NL);
     this.say(COMMAND.RELEASE, lock, NL, 0);
   }
 
@@ -194,6 +252,7 @@ export class KernelLocks {
     this.dumped = true;
     for (const lock of this.#byId.values()) {
       const waiting = lock.want !== NL;
+      if (waiting && lock.mode === NL && this.host.cluster.filesMistakes.has("lost-waiter")) continue;
       const flags =
         MXFS_LKF_RECLAIM |
         (waiting ? MXFS_LKF_WAITING : 0) |
@@ -264,10 +323,12 @@ export class LockService {
 
   freeze(view: View): void {
     this.#modes = view.members.length > 1 && this.host.cluster.fence === "scsi" ? PERSIST.writing : 0;
-    this.engine.freezeAndClear(
-      view.epoch,
-      view.members.map((member) => member.node),
-    );
+    const nodes = view.members.map((member) => member.node);
+    const { host } = this;
+    if (host.cluster.filesMistakes.has("two-masters") && host.node !== view.holder && nodes.length > 1) {
+      nodes.splice(nodes.indexOf(view.holder), 1);
+    }
+    this.engine.freezeAndClear(view.epoch, nodes);
     void this.persister.freeze();
   }
 
@@ -336,16 +397,18 @@ export class LockService {
     }
   }
 
-  /** Rule 11 a. */
+  /** Rule 5 a. */
   private checkRecord(entry: LockEntry): void {
     const { cluster } = this.host;
     if (!writes(entry.mode)) return;
+    // Woken up late: its chunk is another's by now, and nobody obeys it.
+    if (!this.host.isRegistered()) return;
     // Released meanwhile: the owner will say that it does not know it.
     if (this.engine.heldMode(bytesOf(entry), 0) !== entry.mode) return;
     const found = cluster.disk.locks.modeOf(entry.node, entry.lockId, entry.epoch);
     if (found !== entry.mode) {
       cluster.violate(
-        `rule 11: ${this.host.name} tells ${entry.mode} on ${entry.ino} and the disk has ${found} in its record`,
+        `rule 5: ${this.host.name} tells ${entry.mode} on ${entry.ino} and the disk has ${found} in its record`,
       );
     }
   }
@@ -393,7 +456,7 @@ export class LockService {
     }
   }
 
-  /** Rule 11 b. */
+  /** Rule 5 b. */
   private checkOwner(place: number): void {
     const { host } = this;
     // Who takes over without a header deals anew, and the survivors write on until they are asked to stop.
@@ -403,7 +466,7 @@ export class LockService {
     const member = header?.members.find((m) => m.slot === owner && m.state === HEADER_MEMBER_STATE.ACTIVE);
     if (member?.node !== host.node) {
       const name = host.cluster.hostOf(member?.node ?? 0)?.name ?? "nobody";
-      host.cluster.violate(`rule 11: ${host.name} writes lock record ${place}, whose chunk is ${name}'s`);
+      host.cluster.violate(`rule 5: ${host.name} writes lock record ${place}, whose chunk is ${name}'s`);
     }
   }
 
@@ -434,7 +497,7 @@ export function readDisk(host: Host): readonly LockRecord[] | null {
   }).locks;
 }
 
-/** Rule 11 c, when a holder commits. */
+/** Rule 5 c, when a holder commits. */
 export function checkCommitted(holder: Host, view: View): void {
   const { cluster } = holder;
   if (cluster.fence === "none" || view.members.length < 2 || cluster.disk.header()?.epoch !== view.epoch)
@@ -449,14 +512,14 @@ export function checkCommitted(holder: Host, view: View): void {
       const record = locks.find((lock) => lock.owner === host.node && lock.lockId === id);
       if (record?.mode !== mode) {
         cluster.violate(
-          `rule 11: view ${view.epoch} is committed, and the disk has ${record?.mode ?? NL} for ${host.name}'s ${mode} on ${ino}`,
+          `rule 5: view ${view.epoch} is committed, and the disk has ${record?.mode ?? NL} for ${host.name}'s ${mode} on ${ino}`,
         );
       }
     }
   }
 }
 
-/** Rule 11 d: what was told of dead nodes. */
+/** Rule 5 d: what was told of dead nodes. */
 export function checkDied(reader: Host, held: readonly HeldByDead[], epoch: bigint): void {
   if (reader.cluster.fence === "none") return;
   for (const { node, incarnation, locks } of held) {
@@ -468,7 +531,7 @@ export function checkDied(reader: Host, held: readonly HeldByDead[], epoch: bigi
       const record = locks.find((lock) => lock.lockId === id);
       if (record === undefined || !isDownConversion(record.mode, mode)) {
         reader.cluster.violate(
-          `rule 11: ${dead?.name} died with ${mode} on ${ino}, and the records say ${record?.mode ?? NL}`,
+          `rule 5: ${dead?.name} died with ${mode} on ${ino}, and the records say ${record?.mode ?? NL}`,
         );
       }
     }

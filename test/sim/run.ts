@@ -14,7 +14,8 @@ import { fileURLToPath } from "node:url";
 import { isMainThread, parentPort, Worker } from "node:worker_threads";
 import type { Mistake } from "../../src/cluster/state.js";
 import type { PersistMistake } from "../../src/disk/lock_persister.js";
-import { runSeed, type ScenarioOptions } from "./scenario.js";
+import type { FilesMistake } from "./files.js";
+import { runSeed, type ScenarioOptions, SITUATIONS } from "./scenario.js";
 
 const PORTION = 10;
 const BROKEN_MAX = 20;
@@ -30,6 +31,9 @@ interface Figures {
   readonly events: number;
   readonly commits: number;
   readonly virtualMs: number;
+  readonly changes: number;
+  readonly replayed: number;
+  readonly situations: ReadonlyMap<string, number>;
   readonly broken: readonly string[];
 }
 
@@ -37,15 +41,25 @@ async function play({ from, count, mistakes }: Portion): Promise<Figures> {
   let events = 0;
   let commits = 0;
   let virtualMs = 0;
+  let changes = 0;
+  let replayed = 0;
+  const situations = new Map<string, number>();
   const broken: string[] = [];
   for (let seed = from; seed < from + count; seed++) {
     const report = await runSeed(seed, planted(mistakes));
     events += report.events;
     commits += report.commits;
     virtualMs += report.virtualMs;
+    changes += report.changes;
+    replayed += report.replayed;
+    addTo(situations, report.situations);
     if (report.violation !== null) broken.push(`seed ${seed}: ${report.violation}`);
   }
-  return { events, commits, virtualMs, broken };
+  return { events, commits, virtualMs, changes, replayed, situations, broken };
+}
+
+function addTo(sum: Map<string, number>, more: ReadonlyMap<string, number>): void {
+  for (const [name, count] of more) sum.set(name, (sum.get(name) ?? 0) + count);
 }
 
 function argument(name: string): string | null {
@@ -78,9 +92,14 @@ function thread(next: () => Portion | null, take: (figures: Figures) => void): P
   });
 }
 
-/** A name is one of the core's mistakes or of the lock records'; who does not know it passes it over. */
+/** A name is one of the core's mistakes, the lock records' or the kernels'; who does not know it passes it over. */
 function planted(mistakes: ReadonlySet<Mistake>): ScenarioOptions {
-  return { mistakes, persistMistakes: mistakes as ReadonlySet<string> as ReadonlySet<PersistMistake> };
+  const names = mistakes as ReadonlySet<string>;
+  return {
+    mistakes,
+    persistMistakes: names as ReadonlySet<PersistMistake>,
+    filesMistakes: names as ReadonlySet<FilesMistake>,
+  };
 }
 
 async function campaign(mistakes: ReadonlySet<Mistake>): Promise<number> {
@@ -94,6 +113,9 @@ async function campaign(mistakes: ReadonlySet<Mistake>): Promise<number> {
   let events = 0;
   let commits = 0;
   let virtualMs = 0;
+  let changes = 0;
+  let replayed = 0;
+  const situations = new Map<string, number>(SITUATIONS.map((name) => [name, 0]));
   const broken: string[] = [];
   const next = (): Portion | null => {
     if (at >= from + count || broken.length >= BROKEN_MAX) return null;
@@ -106,14 +128,19 @@ async function campaign(mistakes: ReadonlySet<Mistake>): Promise<number> {
     events += figures.events;
     commits += figures.commits;
     virtualMs += figures.virtualMs;
+    changes += figures.changes;
+    replayed += figures.replayed;
+    addTo(situations, figures.situations);
     broken.push(...figures.broken);
     for (const line of figures.broken) console.log(line);
   };
   await Promise.all(Array.from({ length: jobs }, () => thread(next, take)));
   const seconds = ((performance.now() - startedAt) / 1000).toFixed(1);
+  const staged = [...situations].map(([name, count]) => `${name} ${count}`).join(", ");
   console.log(
     `${played} seeds from ${from}: ${broken.length} broken, ${commits} commits, ${events} events, ` +
-      `${(virtualMs / 3_600_000).toFixed(1)} virtual hours in ${seconds} s`,
+      `${(virtualMs / 3_600_000).toFixed(1)} virtual hours in ${seconds} s, ` +
+      `${changes} changes of files, ${replayed} found done; ${staged}`,
   );
   return broken.length === 0 ? 0 : 1;
 }

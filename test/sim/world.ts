@@ -121,6 +121,28 @@ function before(a: Scheduled, b: Scheduled): boolean {
   return a.at < b.at || (a.at === b.at && a.serial < b.serial);
 }
 
+/** The project's safety rules, by number (docs/architecture.md). What a check reports begins with "rule N: ". */
+export const RULES: Readonly<Record<number, string>> = {
+  1: "one log writer",
+  2: "no key, no I/O",
+  3: "no lock, no cache",
+  4: "clean before let go",
+  5: "persist before grant",
+  6: "acknowledged means it stays",
+  7: "exactly once",
+  8: "old epochs are void",
+  9: "lease or freeze",
+  10: "nothing silent",
+};
+
+/** "rule 5: ..." becomes "rule 5 (persist before grant): ...". */
+export function named(what: string): string {
+  return what.replace(/^rule (\d+):/, (all, rule: string) => {
+    const name = RULES[Number(rule)];
+    return name === undefined ? all : `rule ${rule} (${name}):`;
+  });
+}
+
 /** A broken rule: what every check throws or reports. */
 export class Violation extends Error {}
 
@@ -252,7 +274,7 @@ export class SharedDisk {
     this.#setHeader(header, bytes);
     const other = this.header();
     if (other === null && header.sequence > 1n) {
-      throw new Violation(`rule epochs-rise: header ${header.sequence} was written over the only good copy`);
+      throw new Violation(`rule 8: header ${header.sequence} was written over the only good copy`);
     }
   }
   /** Half of it has landed. */
@@ -266,15 +288,13 @@ export class SharedDisk {
     // The same one again is a repeated write of which nobody knew whether it had landed.
     const again = header.epoch === this.lastHeaderEpoch && header.sequence === this.lastHeaderSequence;
     if (header.epoch <= this.lastHeaderEpoch && !again) {
-      throw new Violation(
-        `rule epochs-rise: header epoch ${header.epoch} written after ${this.lastHeaderEpoch}`,
-      );
+      throw new Violation(`rule 8: header epoch ${header.epoch} written after ${this.lastHeaderEpoch}`);
     }
     this.lastHeaderEpoch = header.epoch;
     this.lastHeaderSequence = header.sequence;
     this.#setHeader(header, encodeHeader(header));
     if (this.header()?.sequence !== header.sequence) {
-      throw new Violation(`header sequence ${header.sequence} written below the other copy's`);
+      throw new Violation(`rule 8: header sequence ${header.sequence} written below the other copy's`);
     }
   }
   /** Both copies of the header are overwritten with garbage, and all heartbeats. */

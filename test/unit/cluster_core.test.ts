@@ -73,6 +73,20 @@ test("the holder's clean hand-over passes the reservation on without a gap, in o
   });
 });
 
+test("a newcomer is told to the holder's kernel, which may know it as dead, before it can ask for anything", async () => {
+  await on({ hostCount: 2, files: "kept" }, async (cluster, hosts) => {
+    at(hosts, 0).mount();
+    await cluster.pass(10_000);
+    const { files } = at(hosts, 0).kernel;
+    assert.ok(files);
+    const told: [number, number, boolean][] = [];
+    files.back = (node, incarnation) => told.push([node, incarnation, at(hosts, 1).serving()]);
+    at(hosts, 1).mount();
+    await cluster.pass(10_000, () => at(hosts, 1).serving());
+    assert.equal(told, [[at(hosts, 1).node, at(hosts, 1).incarnation, false]]);
+  });
+});
+
 test("a member that dies is fenced and put out after the node timeout; its next incarnation at once", async () => {
   await on({ hostCount: 2 }, async (cluster, hosts) => {
     at(hosts, 0).mount();

@@ -185,6 +185,7 @@ export class Cluster {
     const beats = (member: { node: number; incarnation: number }): boolean => {
       const host = this.hostOf(member.node);
       if (host === undefined || !host.powered || host.beatAs !== member.incarnation) return false;
+      if (host.beatGoodbye) return false;
       // An unmounting node may be taken over by agreement.
       if (host.kernel.incarnation !== member.incarnation || host.kernel.unmounting) return false;
       if (prKey(member.node, member.incarnation) !== victim && !host.isRegistered()) return false;

@@ -112,6 +112,8 @@ export class Host {
   beatAt = -1_000_000;
   beatBefore = -1_000_000;
   beatAs = 0;
+  /** That one said that it has given its part up: a holder that has stepped down. */
+  beatGoodbye = false;
   /** What it held when its power was cut. */
   lastWords: {
     readonly incarnation: number;
@@ -770,6 +772,7 @@ export class Host {
         this.beatBefore = this.beatAt;
         this.beatAt = time.now;
         this.beatAs = beat.contents.incarnation;
+        this.beatGoodbye = beat.contents.role === Role.NONE;
         if (this.beatLagMs > 0) {
           await this.take(daemon, this.beatLagMs, this.beatLagMs);
           this.beatLagMs = 0;

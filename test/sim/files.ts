@@ -46,8 +46,6 @@ export type FilesMistake =
   | "committed-by-another"
   /** fsync is answered without a force. */
   | "fsync-unforced"
-  /** A log force has failed, and fsync says that all is well. */
-  | "fsync-error-swallowed"
   /** A resent change is executed, done or not. */
   | "resend-executed-again"
   /** A holder keeps no replies. */
@@ -111,6 +109,7 @@ export class Volume {
   /** Answered, lost with a holder, and kept by who asked. */
   saved = 0;
   /** What is to happen while an operation is under way on that host: a fault. */
+  #victim: { readonly host: Host; readonly action: () => void } | null = null;
   #moment: { readonly host: Host; readonly action: () => void; left: number } | null = null;
 
   constructor(readonly cluster: Cluster) {}
@@ -128,6 +127,26 @@ export class Volume {
       this.#moment = null;
       action();
     });
+  }
+
+  /** The next operation of that host hangs on the holder, and the host dies: `action`. */
+  diesWaiting(host: Host, atMostMs: number, action: () => void): void {
+    const victim = { host, action };
+    this.#victim = victim;
+    this.cluster.time.at(atMostMs, () => {
+      if (this.#victim !== victim) return;
+      this.#victim = null;
+      action();
+    });
+  }
+
+  /** Is this the operation that hangs? */
+  hangs(host: Host): boolean {
+    const victim = this.#victim;
+    if (victim?.host !== host) return false;
+    this.#victim = null;
+    this.cluster.time.at(1, victim.action);
+    return true;
   }
 
   /** A step of an operation on that host. */
@@ -355,6 +374,10 @@ export class KernelFiles {
   private get cluster(): Cluster {
     return this.host.cluster;
   }
+  /** Seldom where much is to be in doubt when a holder dies. */
+  private get fsyncs(): number {
+    return this.way === "kept" ? 0.08 : 0.2;
+  }
   private mistaken(name: FilesMistake): boolean {
     return this.cluster.filesMistakes.has(name);
   }
@@ -399,7 +422,7 @@ export class KernelFiles {
     for (let i = lock.mode === EX ? random.int(0, 5) : 0; i > 0 && this.passes(); i--) {
       if (!(await this.change(lock))) return;
     }
-    if (lock.changes.length > 0 && this.passes() && random.chance(0.2)) await this.fsync(lock);
+    if (lock.changes.length > 0 && this.passes() && random.chance(this.fsyncs)) await this.fsync(lock);
   }
 
   private async change(lock: KernelLock): Promise<boolean> {
@@ -694,8 +717,10 @@ export class KernelFiles {
       }
     };
     // Now and then one hangs, beyond the end of its own node perhaps.
-    const hangs = !this.cluster.calm && random.chance(0.005);
-    time.at(hangs ? random.int(500, 40_000) : random.int(1, 6), run);
+    if (call.change !== null && this.cluster.volume.hangs(from.host))
+      time.at(random.int(14_000, 40_000), run);
+    else if (!this.cluster.calm && random.chance(0.003)) time.at(random.int(500, 40_000), run);
+    else time.at(random.int(1, 6), run);
   }
 
   private async execute(
@@ -735,10 +760,10 @@ export class KernelFiles {
       (call.kind === "commit" && !this.mistaken("fsync-unforced")) ||
       (change !== null && remote && this.way === "forced" && !this.mistaken("answer-unforced"));
     // A log is written now and then without anybody's asking.
-    if (!forced && change !== null && this.cluster.fileRandom.chance(0.15)) void xfs.force();
+    if (!forced && change !== null && this.cluster.fileRandom.chance(0.04)) void xfs.force();
     const history = [...xfs.history(ino)];
     if (change !== null) history.length = version;
-    if (forced && !(await xfs.force()) && !this.mistaken("fsync-error-swallowed")) return;
+    if (forced && !(await xfs.force())) return;
     const reply = { retry: false, version, history };
     if (served.known.has(seq)) {
       if (change === null || this.mistaken("replies-forgotten")) served.known.delete(seq);

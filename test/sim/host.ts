@@ -205,6 +205,7 @@ export class Host {
   }
 
   powerOff(): void {
+    if (!this.powered) return;
     this.story("POWER OFF");
     this.daemon?.locks?.tear();
     const { locks, epoch, fenced } = this.kernel;

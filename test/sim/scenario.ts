@@ -143,9 +143,9 @@ function stage(cluster: Cluster): boolean {
       // Longer than all wait for it: others have gone on without it.
       count();
       const { nodeTimeoutMs } = holder.timings;
-      (random.chance(0.5) ? holder : random.pick(members))?.freeze(
-        random.int(nodeTimeoutMs + 5000, 3 * nodeTimeoutMs),
-      );
+      const ms = random.int(nodeTimeoutMs + 5000, 3 * nodeTimeoutMs);
+      if (random.chance(0.5)) random.pick(members)?.freeze(ms);
+      else cluster.volume.inTheMiddle(holder, 1000, () => holder.freeze(ms));
       return true;
     }
     case "holder back unnoticed":
@@ -196,6 +196,10 @@ function act(cluster: Cluster): void {
   } else if (dice < 45) {
     if (holds && random.chance(0.6)) {
       cluster.volume.inTheMiddle(host, 2000, () => host.powerOff());
+      return;
+    }
+    if (!holds && host.kernel.files !== null && random.chance(0.6)) {
+      cluster.volume.diesWaiting(host, 2000, () => host.powerOff());
       return;
     }
     host.powerOff();

@@ -17,9 +17,9 @@
  * Durability: two counters, changes of data and of metadata, tell whether there is anything to sync; callers that
  * wait for the mutex find their changes covered by the one that went before them (one log force for many).
  *
- * Known weakness: 6.1's XFS takes XFS_IOC_GOINGDOWN's argument from user memory only, so a kernel thread cannot shut it down by
- * that. mxfs_lower_shutdown fails every call from then on; what XFS already has in memory can still reach the disk until the
- * disk refuses it (fenced by the reservation: XFS then shuts itself down) or the node unmounts.
+ * Known weakness: 6.1's XFS takes XFS_IOC_GOINGDOWN's argument from user memory only, so mxfs_lower_shutdown borrows the
+ * daemon's. Without a daemon every call fails from then on all the same; but what XFS already has in memory can still reach the
+ * disk until the disk refuses it (fenced by the reservation: XFS then shuts itself down) or the node unmounts.
  */
 #include <linux/blkdev.h>
 #include <linux/cred.h>
@@ -27,9 +27,14 @@
 #include <linux/exportfs.h>
 #include <linux/fileattr.h>
 #include <linux/falloc.h>
+#include <linux/kthread.h>
+#include <linux/mman.h>
 #include <linux/mount.h>
 #include <linux/namei.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/task.h>
 #include <linux/slab.h>
+#include <linux/uaccess.h>
 
 #include "mxfs_lower.h"
 #include "mxfs_vfs.h"
@@ -619,13 +624,71 @@ int mxfs_lower_commit(struct mxfs_sb_info *sbi)
 	return err;
 }
 
+/* From fs/xfs/libxfs/xfs_fs.h, which is not among the headers of the kernel's packages. */
+#define MXFS_XFS_IOC_GOINGDOWN _IOR('X', 125, u32)
+#define MXFS_XFS_GOING_NOLOGFLUSH 0x2
+
+/* The argument lies on a page of the daemon's that is there for this call only. */
+static long going_down_in(struct mm_struct *mm, struct file *root)
+{
+	unsigned long page;
+	long err;
+
+	kthread_use_mm(mm);
+	page = vm_mmap(NULL, 0, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, 0);
+	if (IS_ERR_VALUE(page)) {
+		err = (long)page;
+	} else {
+		err = put_user((u32)MXFS_XFS_GOING_NOLOGFLUSH, (u32 __user *)page);
+		if (!err)
+			err = root->f_op->unlocked_ioctl(root, MXFS_XFS_IOC_GOINGDOWN, page);
+		vm_munmap(page, PAGE_SIZE);
+	}
+	kthread_unuse_mm(mm);
+	return err;
+}
+
+/* Nothing of what XFS has in memory reaches the disk any more, its log neither. */
+static long going_down(struct mxfs_lower *lower)
+{
+	struct path path = { .mnt = lower->mnt, .dentry = lower->mnt->mnt_root };
+	struct task_struct *task;
+	struct mm_struct *mm;
+	struct file *root;
+	struct pid *pid;
+	long err;
+
+	pid = find_get_pid((pid_t)mxfs_super_daemon_pid(lower->sbi));
+	task = get_pid_task(pid, PIDTYPE_PID);
+	put_pid(pid);
+	if (!task)
+		return -ESRCH;
+	mm = get_task_mm(task);
+	put_task_struct(task);
+	if (!mm)
+		return -ESRCH;
+	root = dentry_open(&path, O_RDONLY | O_DIRECTORY, lower->kcred);
+	if (IS_ERR(root)) {
+		err = PTR_ERR(root);
+	} else {
+		err = root->f_op->unlocked_ioctl ? going_down_in(mm, root) : -ENOTTY;
+		__fput_sync(root); /* no file of the XFS may outlive this call: it would keep it mounted */
+	}
+	mmput(mm);
+	return err;
+}
+
+/* On a kernel thread, under role_mutex: the XFS stays mounted meanwhile. */
 void mxfs_lower_shutdown(struct mxfs_sb_info *sbi)
 {
-	struct mxfs_lower *lower;
+	struct mxfs_lower *lower = READ_ONCE(sbi->lower);
+	long err;
 
-	rcu_read_lock();
-	lower = READ_ONCE(sbi->lower);
-	if (lower && !atomic_xchg(&lower->dead, 1))
-		mxfs_err(sbi, "the XFS is given up: every further operation on it fails");
-	rcu_read_unlock();
+	if (!lower || atomic_xchg(&lower->dead, 1))
+		return;
+	mxfs_err(sbi, "the XFS is given up: every further operation on it fails");
+	err = going_down(lower);
+	/* Its root cannot be opened (EIO) once it has shut itself down: the disk was faster. */
+	if (err && err != -EIO)
+		mxfs_warn(sbi, "the XFS could not be told to shut down (%ld): it does when the disk refuses its next write", err);
 }

@@ -241,8 +241,8 @@ async function campaign(options: Options): Promise<number> {
     say(`${stamp()}  ${doing}: ${error instanceof Error ? error.message : String(error)}`);
     for (const node of volume.nodes) {
       const log = await volume.daemonLog(node, 30).catch((why: unknown) => String(why));
-      const kernel = lab.console(node).trimEnd().split(/\r?\n/).slice(-20).join("\n");
-      say(`--- node${node}: mxfsd.log ends\n${log}\n--- node${node}: console ends\n${kernel}`);
+      const kernel = volume.kernelStory(node, FENCING_SAYS);
+      say(`--- node${node}: mxfsd.log ends\n${log}\n--- node${node}: console\n${kernel}`);
     }
   } finally {
     lab.down();

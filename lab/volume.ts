@@ -15,6 +15,9 @@ export const MOUNTPOINT = "/mnt/shared";
 export const DEVICE = "/dev/sda";
 export const WORK = "/usr/local/bin/mxfs-work";
 export const FSX = "/usr/local/bin/mxfs-fsx";
+/** A crash with its registers and its stack. */
+const STORY_LINES = 45;
+const STORY_END_LINES = 15;
 
 export type Role = "holder" | "member";
 
@@ -274,6 +277,17 @@ export class Volume {
       this.#consoleSeen.set(String(node), log.length);
     }
     return found;
+  }
+
+  /** For messages about failures: from the first trouble since the last look on (a crash tells it at its begin), or the end. */
+  kernelStory(node: NodeName, expected: readonly RegExp[] = []): string {
+    const log = this.lab.console(node);
+    const lines = log.slice(this.#consoleSeen.get(String(node)) ?? 0).split(/\r?\n/);
+    const trouble = (line: string): boolean =>
+      TROUBLE.some((rule) => rule.test(line)) && !expected.some((rule) => rule.test(line));
+    const first = lines.findIndex(trouble);
+    const story = first < 0 ? lines.slice(-STORY_END_LINES) : lines.slice(first, first + STORY_LINES);
+    return story.join("\n").trimEnd();
   }
 
   /** @throws VolumeError with the lines. */

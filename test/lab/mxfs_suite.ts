@@ -89,7 +89,7 @@ export class Suite {
         this.volume.checkKernelLogs(options.expected);
       } catch (error) {
         process.stderr.write(`--- ${sentence}: ${error instanceof Error ? error.message : String(error)}\n`);
-        await this.#tellMore();
+        await this.#tellMore(options.expected);
         throw error;
       } finally {
         process.stderr.write(`  [${((Date.now() - began) / 1000).toFixed(1)} s] ${sentence}\n`);
@@ -115,13 +115,11 @@ export class Suite {
   }
 
   /** For who reads why a test failed. */
-  async #tellMore(): Promise<void> {
+  async #tellMore(expected: readonly RegExp[] = []): Promise<void> {
     for (const node of this.volume.nodes) {
       const log = await this.volume.daemonLog(node, 25).catch((error: unknown) => String(error));
-      const console = this.lab.console(node).trimEnd().split(/\r?\n/).slice(-12).join("\n");
-      process.stderr.write(
-        `--- node${node}: mxfsd.log ends\n${log}\n--- node${node}: console ends\n${console}\n`,
-      );
+      const console = this.volume.kernelStory(node, expected);
+      process.stderr.write(`--- node${node}: mxfsd.log ends\n${log}\n--- node${node}: console\n${console}\n`);
     }
   }
 }

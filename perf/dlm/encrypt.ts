@@ -23,6 +23,8 @@ import { PeerNetwork } from "../../src/workers/peer_net.js";
 const HERE = dirname(fileURLToPath(import.meta.url));
 const KEY = "07".repeat(32);
 const VOLUME = 77n;
+/** Nobody is silent here for so long; in milliseconds. */
+const SILENCE_MS = 60_000;
 const SELF = 1;
 const SERVER = 2;
 const DEPTHS = [1, 64] as const;
@@ -46,7 +48,7 @@ class Client {
 
   constructor(readonly encrypt: boolean) {
     this.#net = new PeerNetwork(
-      { self: SELF, incarnation: 1, volume: VOLUME, port: 0, iface: null, encrypt },
+      { self: SELF, incarnation: 1, volume: VOLUME, port: 0, iface: null, encrypt, silenceMs: SILENCE_MS },
       {
         up: () => this.#up(),
         lost: (_node, reason) => {

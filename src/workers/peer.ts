@@ -160,6 +160,8 @@ const net = new PeerNetwork(
     port: setup.port,
     iface: setup.iface,
     encrypt: setup.encrypt,
+    // Before the holder judges: who cannot be reached is named in the renewals.
+    silenceMs: setup.cluster.timings.nodeTimeoutMs / 2,
   },
   {
     up(node, incarnation) {

@@ -13,8 +13,10 @@
 // when PING comes, answers PONG, and drops every other connection to that node.
 //
 // Limits: HANDSHAKE_MS from connect to ready; PENDING_MAX connections that are not up (older ones are
-// dropped); WRITE_BYTES_MAX waiting bytes per peer: beyond it the connection is closed (the peer does not read;
-// a view change follows). Refused handshakes are logged once per source and minute, and counted.
+// dropped); silenceMs without a byte from the peer, asked for by PING after half of that, since TCP by itself keeps a
+// connection with unanswered data open for a quarter of an hour (keep-alive is for idle ones); WRITE_BYTES_MAX waiting
+// bytes per peer: beyond it the connection is closed (the peer does not read; a view change follows). Refused handshakes
+// are logged once per source and minute, and counted.
 //
 // Speed: each connection reads into one buffer, and writes past Node's stream as long as that has nothing to write.
 //
@@ -54,6 +56,8 @@ const RETRY_MAX_MS = 2_000;
 const PENDING_MAX = 128;
 const WRITE_BYTES_MAX = 64 * 1024 * 1024;
 const REFUSAL_LOG_MS = 60_000;
+/** Looks at the silence of peers within silenceMs. */
+const SILENCE_LOOKS = 4;
 const NO_BODY = new Uint8Array(0);
 const OUT_BYTES_MIN = 4096;
 const READ_BYTES = 65_536;
@@ -66,6 +70,8 @@ export interface PeerNetOptions {
   readonly iface: string | null;
   /** Connections are sealed. If only one side asks for it, they are, too. */
   readonly encrypt: boolean;
+  /** A connection on which nothing has come for so long is closed; in milliseconds. */
+  readonly silenceMs: number;
 }
 
 export interface PeerNetEvents {
@@ -120,6 +126,9 @@ class Connection {
   #provedPeer = false;
   #flushing = false;
   probe: NodeJS.Timeout | null = null;
+  /** Bytes have come since the last look; and when that look was (performance.now()). */
+  heard = true;
+  heardAt = performance.now();
   readonly #nonce = new Uint8Array(randomBytes(MXFS_WIRE_NONCE_SIZE));
   readonly #writer: FrameWriter;
   readonly #parser = new FrameParser();
@@ -150,6 +159,7 @@ class Connection {
 
   /** What has arrived; the memory is used again when this returns. */
   data(chunk: Uint8Array): void {
+    this.heard = true;
     try {
       this.#take(chunk);
     } catch (error) {
@@ -418,12 +428,16 @@ export class PeerNetwork {
   readonly #pending = new Set<Connection>();
   readonly #refusals = new Map<string, { since: number; count: number }>();
   #server: Server | null = null;
+  readonly #looking: NodeJS.Timeout;
+  #lookedAt = performance.now();
   refusedCount = 0;
 
   constructor(
     readonly options: PeerNetOptions,
     readonly events: PeerNetEvents,
-  ) {}
+  ) {
+    this.#looking = setInterval(() => this.#listenForSilence(), options.silenceMs / SILENCE_LOOKS);
+  }
 
   /**
    * Starts to listen; resolves with the port. Where the port is taken (another volume's daemon on this host) the
@@ -536,7 +550,28 @@ export class PeerNetwork {
     }));
   }
 
+  /** Closes what is silent, asks what has been for half as long. Silence that this process has slept through is none. */
+  #listenForSilence(): void {
+    const { silenceMs } = this.options;
+    const now = performance.now();
+    const slept = now - this.#lookedAt - silenceMs / SILENCE_LOOKS;
+    this.#lookedAt = now;
+    for (const connection of this.#up.values()) {
+      if (connection.heard) connection.heardAt = now;
+      else if (slept > silenceMs / SILENCE_LOOKS) connection.heardAt += slept;
+      connection.heard = false;
+      const silent = now - connection.heardAt;
+      if (silent >= silenceMs) {
+        connection.close(`silent for ${Math.round(silent)} ms`, false);
+        connection.socket.destroy(); // what waits to be sent never goes
+      } else if (silent >= silenceMs / 2) {
+        connection.send(WireType.PING, 0n, NO_BODY);
+      }
+    }
+  }
+
   async close(): Promise<void> {
+    clearInterval(this.#looking);
     for (const node of Array.from(this.#targets.keys())) {
       this.forget(node);
     }

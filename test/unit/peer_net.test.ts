@@ -19,7 +19,7 @@ class Side {
   port = 0;
   #waiters: (() => void)[] = [];
 
-  constructor(self: number, key: Uint8Array | null, volume = 7n, encrypt = false) {
+  constructor(self: number, key: Uint8Array | null, volume = 7n, encrypt = false, silenceMs = SILENCE_MS) {
     const note = (what: string, node: number, text: string): void => {
       this.events.push({ what, node, text });
       for (const waiter of this.#waiters.splice(0)) {
@@ -27,7 +27,7 @@ class Side {
       }
     };
     this.net = new PeerNetwork(
-      { self, incarnation: self * 10, volume, port: 0, iface: null, encrypt },
+      { self, incarnation: self * 10, volume, port: 0, iface: null, encrypt, silenceMs },
       {
         up: (node, incarnation) => note("up", node, String(incarnation)),
         lost: (node, reason) => note("lost", node, reason),
@@ -55,14 +55,23 @@ class Side {
 }
 
 const KEY = new Uint8Array(32).fill(3);
+/** So long that nobody meets it who does not want to. */
+const SILENCE_MS = 60_000;
+const SHORT_SILENCE_MS = 400;
 const test = suite<{
   sides: Side[];
-  make: (self: number, key?: Uint8Array | null, volume?: bigint, encrypt?: boolean) => Promise<Side>;
+  make: (
+    self: number,
+    key?: Uint8Array | null,
+    volume?: bigint,
+    encrypt?: boolean,
+    silenceMs?: number,
+  ) => Promise<Side>;
 }>("peer network");
 test.before.each((context) => {
   context.sides = [];
-  context.make = async (self, key = KEY, volume = 7n, encrypt = false) => {
-    const side = new Side(self, key, volume, encrypt);
+  context.make = async (self, key = KEY, volume = 7n, encrypt = false, silenceMs = SILENCE_MS) => {
+    const side = new Side(self, key, volume, encrypt, silenceMs);
     context.sides.push(side);
     side.port = await side.net.listen();
     return side;
@@ -347,6 +356,35 @@ test("an AUTH that was recorded proves nothing on another connection", async ({ 
   });
   assert.match((await b.until("log")).text, /wrong cluster key/);
   assert.is(b.count("up"), 1);
+  wire.server.close();
+});
+
+test("a peer that says nothing is asked; one that does not answer is lost, though the connection stays open", async ({
+  make,
+}) => {
+  const a = await make(1, KEY, 7n, false, SHORT_SILENCE_MS);
+  const b = await make(2, KEY, 7n, false, SHORT_SILENCE_MS);
+  let cut = false;
+  let passed = 0;
+  let enough = (): void => undefined;
+  const answered = new Promise<void>((resolve) => {
+    enough = resolve;
+  });
+  const wire = await between(b, (chunk) => {
+    if (a.count("up") > 0 && b.count("up") > 0 && ++passed === 8) enough();
+    return cut ? Buffer.alloc(0) : chunk;
+  });
+  a.net.connect(2, "127.0.0.1", wire.port);
+  await Promise.all([a.until("up"), b.until("up")]);
+  // Nobody has anything to say, and for longer than the silence takes to be deadly.
+  await answered;
+  assert.is(a.count("lost") + b.count("lost"), 0);
+  cut = true;
+  // What is written has not been answered: by itself TCP would wait for a quarter of an hour.
+  a.net.send(2, WireType.LEASE_ACK, 0n, new TextEncoder().encode("hello?"));
+  b.net.send(1, WireType.LEASE_ACK, 0n, new TextEncoder().encode("hello?"));
+  const reasons = await Promise.all([a.until("lost"), b.until("lost")]);
+  assert.ok(reasons.some((event) => /silent for/.test(event.text)));
   wire.server.close();
 });
 

@@ -257,4 +257,32 @@ suite.proves(
   },
 );
 
+suite.proves(
+  "What the other node has seen of newborns and of the time alone outlives a power cut of their maker",
+  async () => {
+    await mounted();
+    const { volume, lab } = suite;
+    const { holder, member } = await volume.roles();
+    const dir = `${MOUNTPOINT}/cut`;
+    await volume.umount(member);
+    // The last change of each is one that its directory knows nothing of, and the inodes are gone from memory.
+    const change = `mkdir ${dir}/$D; cd ${dir}/$D; touch 1 2 3 4 5; chmod 600 *; cd /; echo 2 >/proc/sys/vm/drop_caches`;
+    await lab.run(holder, `mkdir ${dir}; D=alone; ${change}`);
+    await volume.mount(member);
+    await lab.run(holder, `D=covered; ${change}`);
+    const show = `cd ${dir} && find . -printf '%P %i %y %m %n %s\\n' | sort`;
+    const seen = await lab.run(member, show);
+    assert.is(seen.split("\n").filter((line) => / f 600 1 0$/.test(line)).length, 10);
+    lab.kill(holder);
+    assert.is(await lab.run(member, show, { timeoutMs: 120_000 }), seen);
+    await until("the member has taken over", 60_000, async () =>
+      (await volume.role(member)) === "holder" ? true : undefined,
+    );
+    assert.is(await lab.run(member, show, { timeoutMs: 120_000 }), seen);
+    await volume.umount(member);
+    await volume.checkXfs(member);
+  },
+  { leavesDamage: true, expected: [/mxfs: .*recover/i] },
+);
+
 test.run();

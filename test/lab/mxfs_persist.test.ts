@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //
 // Lock records on the shared disk: what allows writing is there before it is told, and goes when it is given up; a dead
-// node's records are read, and void after. (A full area, failing writes, torn records: test/unit/lock_persister.test.ts.)
+// node's records are read, and void after; a full area gives unused locks back, and refuses what it has no room for.
 //
 // Weakness: what `dump --disk` reads of a cluster at work is each record for itself; so the tests ask while nothing moves.
 
@@ -13,8 +13,11 @@ import { MOUNTPOINT, Suite } from "./mxfs_suite.js";
 const WAIT_MS = 60_000;
 /** From a death until the survivors work: node_timeout, lease, fencing, and slow machines. */
 const EVICTION_MS = 90_000;
-/** The fewest that can be made: 4 chunks, so that two nodes have 2 each. */
+/** The fewest that can be made: 4 chunks, so that two nodes have 2 each, of which 384 records are slots. */
 const FEW = 1024;
+const SLOTS_OF_FEW = 768;
+/** Held by a client, of these. */
+const HELD = 690;
 
 const suite = new Suite("mxfs-persist", { mounted: false, nodes: 2 });
 
@@ -46,6 +49,10 @@ async function nodeId(node: number): Promise<number> {
 
 const heldBy = (dump: Dump, id: number): Row[] =>
   dump.locks.filter((lock) => Number.parseInt(lock.node, 16) === id);
+
+async function records(node: number): Promise<Readonly<Record<string, unknown>>> {
+  return (await suite.volume.status(node)).lockRecords as Record<string, unknown>;
+}
 
 async function mountTwo(options = `lock_records=${FEW}`): Promise<void> {
   await suite.volume.mkfs(1);
@@ -157,6 +164,47 @@ suite.proves(
     await volume.checkXfs(1);
   },
   { expected: [/mxfs: .*(evict|lease|fenc)/i] },
+);
+
+suite.proves(
+  "A full area gives unused locks back and goes on; what is in use is refused beyond it, clearly, and has room again after",
+  async () => {
+    const { lab, volume } = suite;
+    await mountTwo();
+    // Clients' locks cannot be taken back: they leave little room.
+    const take = (name: string, count: number): string =>
+      `for i in $(seq 1 ${count}); do echo "lock ${name}-$i EX"; done`;
+    const holding = volume.hold(2, ["sh", "-c", `(${take("held", HELD)}; cat) | mxfs_lock session`]);
+    let held = 0;
+    holding.command.on("stdout", (piece) => {
+      held += piece.toString().match(/^ok/gm)?.length ?? 0;
+    });
+    await until("the client has its locks", 300_000, async () => (held >= HELD ? true : undefined));
+    // Every file that is written after another node has read it has a lock in EX, cached.
+    const files = SLOTS_OF_FEW - HELD + 60;
+    const write = `cd ${MOUNTPOINT}/many && for i in $(seq 1 ${files}); do echo $i >>$i || exit 1; done`;
+    await lab.run(2, `mkdir ${MOUNTPOINT}/many && ${write}`, { timeoutMs: 300_000 });
+    await lab.run(1, `cat ${MOUNTPOINT}/many/* >/dev/null`, { timeoutMs: 300_000 });
+    await lab.run(2, write, { timeoutMs: 300_000 });
+    assert.is(await lab.run(1, `ls ${MOUNTPOINT}/many | wc -l`, { timeoutMs: WAIT_MS }), `${files}\n`);
+    const after = await records(1);
+    assert.is(after.capacity, SLOTS_OF_FEW / 2);
+    assert.ok(Number(after.recalls) > 0 && Number(after.recorded) <= SLOTS_OF_FEW / 2);
+    // More than there is room for.
+    const wanted = SLOTS_OF_FEW - HELD + 40;
+    const { stdout } = await lab.exec(2, `(${take("more", wanted)}; echo quit) | mxfs_lock session`, {
+      timeoutMs: 300_000,
+    });
+    const refused = stdout.split("\n").filter((line) => line.startsWith("error"));
+    assert.ok(refused.length >= 40, `only ${refused.length} of ${wanted} were refused`);
+    assert.match(refused[0] ?? "", /^error ENOLCK .*no room for it/);
+    assert.match(await volume.daemonLog(1, 400), /refused with ENOLCK: there is no lock record/);
+    await holding.letGo();
+    await lab.run(2, `mxfs_lock lock afterwards EX -- true`, { timeoutMs: WAIT_MS });
+    await lab.run(2, `echo more >${MOUNTPOINT}/more`, { timeoutMs: WAIT_MS });
+    await volume.umountAll();
+    await volume.checkXfs(1);
+  },
 );
 
 test.run();

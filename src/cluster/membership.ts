@@ -339,13 +339,10 @@ export class Coordinator {
       const key = prKey(eviction.member.node, eviction.member.incarnation);
       await fenceForSure(state, key, eviction.reason);
     }
-    if (plan.evicted.length > 0) await waitForDrain(state);
     if (plan.evicted.length > 0) {
-      await tellHeldByDead(
-        state,
-        state.header,
-        plan.evicted.map(({ member }) => member),
-      );
+      const dead = plan.evicted.map(({ member }) => member);
+      // Before the header makes the records void; nothing is decided by it, so it need not wait for the drain.
+      await Promise.all([waitForDrain(state), tellHeldByDead(state, state.header, dead)]);
     }
     step("fence");
     if (this.isVoid(plan)) return false;

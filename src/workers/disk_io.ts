@@ -9,6 +9,7 @@
 // Known weakness: a disk whose path is lost makes reads hang for as long as the kernel's SCSI layer waits (30 s a
 // command by default); one thread of the pool each.
 
+import { Buffer } from "node:buffer";
 import { setTimeout as pause } from "node:timers/promises";
 import {
   allocAligned,
@@ -331,9 +332,12 @@ export async function readLockArea(
       };
     }
     const area = new Uint8Array(length);
+    const nothing = new Uint8Array(Math.min(AREA_READ_BYTES, length));
     for (let at = 0; at < length; at += AREA_READ_BYTES) {
       const step = Math.min(AREA_READ_BYTES, length - at);
-      area.set(await readLockstate(device, location, MXFS_DISK_LOCK_OFFSET + at, step), at);
+      const piece = await readLockstate(device, location, MXFS_DISK_LOCK_OFFSET + at, step);
+      // Most of it is empty, and memory that is not touched costs nothing.
+      if (Buffer.compare(piece, nothing.subarray(0, step)) !== 0) area.set(piece, at);
     }
     const report = readRecords(area, recordSize, volume, epoch, (chunk) => {
       const slot = (header.chunkOwners[chunk] ?? 0) - 1;

@@ -26,6 +26,7 @@
  *	mxfs_blocks.c   its block maps: where a member may read and write on the disk
  *	mxfs_remote.c   back end that sends fsops
  *	mxfs_exec.c     executor on the holder, reply cache, lock owner bookkeeping
+ *	mxfs_sock.c     fsops straight to another kernel, by connections that the daemons have made
  *	mxfs_fsop.c     encoding and decoding of fsops
  *	mxfs_inode.c mxfs_dir.c mxfs_file.c mxfs_aops.c mxfs_xattr.c mxfs_flock.c   VFS operations
  *	mxfs_map.c      a member's block maps, and what is to be committed
@@ -75,6 +76,7 @@ struct mxfs_attr {
 	u32 blksize, flags;	   /* MXFS_ATTR_* */
 	u64 size, blocks, change;
 	struct timespec64 atime, mtime, ctime, btime;
+	u32 numbering;		   /* of its handle, mxfs_remote_numbering(); local: 0 */
 };
 
 /* ---------------------------------------------------------------- gate (mxfs_gate.c) */
@@ -205,6 +207,12 @@ void mxfs_lock_put(struct mxfs_lock *lk, int mode);
  * asking anybody, since nobody else can reach the inode. False: not now, ask for it.
  */
 bool mxfs_lock_get_born(struct mxfs_lock *lk, struct mxfs_lock *parent, int mode);
+/*
+ * Its inode was lost before it was durable, and has been made again with another number: nobody but this node knows it. The lock stays
+ * what it is here; tell_moved has the cluster told of it under the new number, and before any lock that is known is given up it is.
+ */
+void mxfs_lock_rename(struct mxfs_lock *lk, u64 ino, u32 inode_gen);
+void mxfs_dlm_tell_moved(struct mxfs_sb_info *sbi);
 /* Its inode has a name under `parent` now instead; the caller holds both parents in EX. */
 void mxfs_lock_moved(struct mxfs_lock *lk, struct mxfs_lock *parent);
 /*
@@ -334,6 +342,7 @@ struct mxfs_setattr {
 	kgid_t gid;
 	u64 size;
 	struct timespec64 atime, mtime;
+	bool durable; /* on a member: when it is answered, not later */
 };
 
 struct mxfs_lk { /* one flock or fcntl operation */
@@ -351,8 +360,11 @@ struct mxfs_lk { /* one flock or fcntl operation */
  */
 struct mxfs_backend {
 	const char *name;
-	/* What was answered is durable already (the holder's log is forced before it answers a member). */
-	bool answers_durable;
+	/*
+	 * Everything answered to this node is durable afterwards: for who has given nothing but metadata to do. NULL: only syncfs and
+	 * fsync do that.
+	 */
+	int (*settle)(struct mxfs_sb_info *sbi);
 	int (*getroot)(struct mxfs_sb_info *sbi, struct mxfs_attr *attr);
 	int (*lookup)(struct mxfs_sb_info *sbi, const struct mxfs_fh *dir, const char *name, u32 len,
 		      struct mxfs_attr *attr);
@@ -418,15 +430,52 @@ int mxfs_remote_init(struct mxfs_sb_info *sbi);
 void mxfs_remote_destroy(struct mxfs_sb_info *sbi);
 /* From netlink: a part of a reply. */
 void mxfs_remote_receive(struct mxfs_sb_info *sbi, u64 id, u32 offset, u32 total, const void *data, u32 len);
-void mxfs_remote_resend(struct mxfs_sb_info *sbi);
+/* After follow, at the end of every view. all: what is pending is sent again. Opens the gate that hold_gate has shut, in time. */
+void mxfs_remote_resend(struct mxfs_sb_info *sbi, bool all);
+/* Everything answered to this node until now is durable afterwards. Inside the gate. 0, or -EIO (fenced). */
+int mxfs_remote_settle(struct mxfs_sb_info *sbi);
+/* Who is asked from now on. True: another one than before, so that what is pending is to be sent again. */
+bool mxfs_remote_follow(struct mxfs_sb_info *sbi, u32 holder);
+/*
+ * In the handler of the message that names another holder: whether there is something to be done again before the gate may open. Then
+ * it is shut once more here, and opened when that is done.
+ */
+void mxfs_remote_hold_gate(struct mxfs_sb_info *sbi, u32 holder);
+/* The gate is shut for a hand-over: returns when nothing is kept, or the gate is forced. */
+void mxfs_remote_drain(struct mxfs_sb_info *sbi);
+/*
+ * An inode that this node made, and that was lost and made again with another number: what it is called now. For mxfs_inodes_moved().
+ * numbering: rises when that has happened; handles that were asked for before may mean another inode.
+ */
+bool mxfs_remote_translate(struct mxfs_sb_info *sbi, struct mxfs_fh *fh);
+u32 mxfs_remote_numbering(struct mxfs_sb_info *sbi);
 void mxfs_remote_fail(struct mxfs_sb_info *sbi, int error); /* every waiting fsop ends */
+
+/* What is pending may have been lost on its way: it is sent again, and again for a while. */
+void mxfs_remote_in_doubt(struct mxfs_sb_info *sbi);
+
+/* mxfs_sock.c. add: takes the connection over. send: 0, or not sent (it goes by the daemons then). */
+struct mxfs_socks;
+int mxfs_socks_init(struct mxfs_sb_info *sbi);
+void mxfs_socks_stop(struct mxfs_sb_info *sbi);
+void mxfs_socks_destroy(struct mxfs_sb_info *sbi);
+int mxfs_sock_add(struct mxfs_sb_info *sbi, u32 node, u32 incarnation, u32 fd);
+void mxfs_sock_drop(struct mxfs_sb_info *sbi, u32 node, u32 incarnation);
+int mxfs_sock_send(struct mxfs_sb_info *sbi, u32 node, u32 kind, u64 id, const void *payload, u32 len);
+
+extern unsigned int mxfs_commit_ms; /* module parameter commit_ms */
 
 int mxfs_exec_init(struct mxfs_sb_info *sbi);
 void mxfs_exec_destroy(struct mxfs_sb_info *sbi);
 /* From netlink: a part of a request of `node`. Bounded: -ENOBUFS beyond the limit (the sender is told RETRY). */
 int mxfs_exec_receive(struct mxfs_sb_info *sbi, u32 node, u64 id, u32 offset, u32 total, const void *data, u32 len);
+/* Nothing is begun for the node any more; gone: and what had begun is over. settle_gone: of all that are gone, and durable. */
+void mxfs_exec_node_stop(struct mxfs_sb_info *sbi, u32 node, u32 incarnation);
 void mxfs_exec_node_gone(struct mxfs_sb_info *sbi, u32 node, u32 incarnation);
 void mxfs_exec_node_back(struct mxfs_sb_info *sbi, u32 node, u32 incarnation);
+void mxfs_exec_settle_gone(struct mxfs_sb_info *sbi);
+/* A member that has become the holder does what it had kept; `reply` is filled whatever is returned. Under role_mutex. */
+int mxfs_exec_replay_own(struct mxfs_sb_info *sbi, const void *payload, u32 len, struct mxfs_fsop_reply *reply);
 /* Before the lower XFS is unmounted: waiting SETLKs are answered RETRY, running ones finish. */
 void mxfs_exec_quiesce(struct mxfs_sb_info *sbi);
 
@@ -458,6 +507,8 @@ void mxfs_free_inode(struct inode *inode);
 void mxfs_evict_inode(struct inode *inode);
 int mxfs_write_inode(struct inode *inode, struct writeback_control *wbc); /* times that were kept here */
 struct inode *mxfs_iget(struct super_block *sb, const struct mxfs_attr *attr);
+/* Gives those of the inodes in memory that have been made again their new numbers (mxfs_remote_translate). */
+void mxfs_inodes_moved(struct mxfs_sb_info *sbi);
 extern const struct super_operations mxfs_super_ops; /* mxfs_super.c; uses the ones above and mxfs_statfs, mxfs_sync_fs */
 extern const struct dentry_operations mxfs_dentry_ops;	  /* mxfs_dir.c */
 extern const struct xattr_handler *mxfs_xattr_handlers[]; /* mxfs_xattr.c */
@@ -517,6 +568,7 @@ struct mxfs_sb_info {
 	struct mxfs_nl *nl;
 	struct mxfs_remote *remote;
 	struct mxfs_exec *exec;
+	struct mxfs_socks *socks;
 	struct mxfs_daemon *daemon;    /* mxfs_super.c */
 	unsigned long cleaned_at;	/* jiffies of the last give-up that made changes durable */
 	atomic_t cleaned_run;		/* how many of them came in quick succession */
@@ -538,6 +590,11 @@ enum mxfs_counter {
 	MXFS_COUNT_FSOP_RESENT,
 	MXFS_COUNT_FSOP_EXECUTED,
 	MXFS_COUNT_FSOP_REPLAYED,
+	MXFS_COUNT_FSOP_EARLY,	/* executed for a member and answered before the log was forced */
+	MXFS_COUNT_SOCK_OUT,	/* fsops and answers that went straight to another kernel, */
+	MXFS_COUNT_SOCK_IN,	/* and that came so */
+	MXFS_COUNT_COMMIT_ASK,	/* asked the holder to force it */
+	MXFS_COUNT_REDONE,	/* answered early, lost with the holder, done again by the next one */
 	MXFS_COUNT_GATE_WAIT,
 	MXFS_COUNT_LEASE_WAIT,
 	MXFS_COUNT_DAEMON_STARTS,

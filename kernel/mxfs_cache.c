@@ -11,8 +11,10 @@
  * This runs in the demote work queue: nobody uses the lock above the new mode, new users wait. It takes no
  * i_rwsem, s_umount or mmap_lock, and waits for folios, for write-back, for `lazy`, and for the gate.
  *
- * Known weakness: each give-up forces the log by itself; many at once are not batched here (XFS joins
- * forces of the same log position).
+ * A member asks the holder for that once for all that is given up at a time (settle).
+ *
+ * Known weakness: on the holder each give-up forces the log by itself; many at once are not batched here (XFS joins forces of the
+ * same log position).
  */
 #include <linux/mm.h>
 #include <linux/pagemap.h>
@@ -88,11 +90,10 @@ static void mxfs_inode_clean(struct mxfs_lock *lk, struct inode *inode)
 	all = READ_ONCE(lk->sync_all);
 	WRITE_ONCE(lk->sync_all, false);
 	err = mxfs_gate_enter_wait(sbi);
-	if (!err && sbi->be->answers_durable) {
+	if (!err && sbi->be->settle) {
+		err = sbi->be->settle(sbi);
 		mxfs_gate_leave(sbi);
-		return;
-	}
-	if (!err) {
+	} else if (!err) {
 		err = -ESTALE;
 		/* The one inode where that is enough; it carries the log with everything before it. */
 		if ((S_ISREG(inode->i_mode) || S_ISDIR(inode->i_mode)) &&

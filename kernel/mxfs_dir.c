@@ -257,10 +257,8 @@ static int mxfs_newborn(struct inode *dir, struct dentry *dentry, const struct m
 	struct inode *inode;
 
 	inode = mxfs_iget(dir->i_sb, attr);
-	if (IS_ERR(inode)) {
-		d_drop(dentry); /* made, but not known here: the next lookup finds it */
+	if (IS_ERR(inode))
 		return PTR_ERR(inode);
-	}
 	if (mxfs_lock_get_born(&MXFS_I(inode)->lock, &MXFS_I(dir)->lock, mode) ||
 	    !mxfs_lock_get(&MXFS_I(inode)->lock, mode, MXFS_LOCK_TRY)) {
 		mxfs_attr_apply(inode, attr, MXFS_APPLY_FORCE);
@@ -306,6 +304,15 @@ static int mxfs_make(struct inode *dir, struct dentry *dentry, umode_t mode, dev
 	mxfs_lock_dirtied(&di->lock);
 	mxfs_attr_apply(dir, &dattr, MXFS_APPLY_REPLY);
 	err = mxfs_newborn(dir, dentry, &attr);
+	if (err == -ESTALE && !mxfs_gate_enter(sbi)) {
+		/* A takeover just now has given it another number. */
+		err = sbi->be->lookup(sbi, &di->fh, name->name, name->len, &attr);
+		mxfs_gate_leave(sbi);
+		if (!err)
+			err = mxfs_newborn(dir, dentry, &attr);
+	}
+	if (err)
+		d_drop(dentry); /* made, but not known here: the next lookup finds it */
 out:
 	mxfs_lock_put(&di->lock, MXFS_MODE_EX);
 	return err;
@@ -661,8 +668,10 @@ static int mxfs_remove_try(struct inode *dir, struct dentry *dentry, struct inod
 	mxfs_lock_dirtied(&di->lock);
 	mxfs_attr_apply(dir, &dattr, MXFS_APPLY_REPLY);
 	dentry->d_time = mxfs_names_token(dir); /* the VFS makes it a negative one */
-	if (flags & MXFS_UNLINK_DIR)
+	if (flags & MXFS_UNLINK_DIR) {
+		mxfs_lock_dirtied(&mi->lock); /* that it is gone may be seen by who holds on to it elsewhere */
 		mxfs_inode_gone(inode);
+	}
 out_victim:
 	mxfs_victim_end(&victim, !err, &attr);
 out:
@@ -773,8 +782,10 @@ static void mxfs_rename_done(const struct mxfs_rename *r, const struct mxfs_attr
 		mxfs_lock_moved(&MXFS_I(r->target)->lock, &MXFS_I(r->odir)->lock);
 	if (r->target && exchange)
 		mxfs_attr_forget(r->target);
-	else if (r->target && S_ISDIR(r->target->i_mode))
+	else if (r->target && S_ISDIR(r->target->i_mode)) {
+		mxfs_lock_dirtied(&MXFS_I(r->target)->lock);
 		mxfs_inode_gone(r->target);
+	}
 	/* The VFS moves the dentries when we return; one that was wrong must not be believed where it arrives. */
 	r->odentry->d_time = r->source == d_inode(r->odentry) ? mxfs_names_token(r->ndir) : 0;
 	r->ndentry->d_time = exchange && r->target == d_inode(r->ndentry) ? mxfs_names_token(r->odir) : 0;

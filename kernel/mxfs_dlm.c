@@ -70,7 +70,8 @@
 #define MXFS_TELL_AGAIN_MS 50	     /* after a refusal */
 #define MXFS_CACHE_MAX_DEFAULT 131072
 #define MXFS_CACHE_BYTES_PER_LOCK 8192 /* at most one cached lock for so much memory */
-#define MXFS_ZOMBIE_MS 20		     /* how long zombies are gathered for one log force, unless one is wanted */
+#define MXFS_ZOMBIE_MS 20		     /* how long zombies are gathered for one log force, unless one is wanted; */
+#define MXFS_ZOMBIE_MEMBER_MS 500    /* on a member, where that is a message */
 #define MXFS_TRIM_PAUSE HZ	     /* jiffies between rounds that give up too little, since all are in use */
 #define MXFS_TRIM_LOOK 256	     /* locks looked at in one turn */
 
@@ -103,6 +104,7 @@ struct mxfs_lockspace {
 	atomic_t cover_events;	/* something that a flush waits for */
 	unsigned int cover_refusals;
 	wait_queue_head_t cover_wait;
+	struct mxfs_lock moved;	/* stands for the locks of inodes that were made again, until they are known; locks nothing */
 	atomic_t held;		/* locks above NL, */
 	atomic_t giving;	/* and those of them that trimming has asked back */
 	struct shrinker shrinker;
@@ -605,6 +607,7 @@ static bool mxfs_cover_asked(struct mxfs_lockspace *ls, struct mxfs_lock *lk)
 }
 
 static bool mxfs_dlm_trim(struct mxfs_lockspace *ls, int count);
+static void mxfs_lock_refused(struct mxfs_lockspace *ls, struct mxfs_lock *lk, int error);
 
 /*
  * Before what covers others is given up: returns when all of them are known to the cluster. Nobody uses `lk` in EX, so none
@@ -630,6 +633,74 @@ static void mxfs_cover_flush(struct mxfs_lock *lk)
 			wait_event(ls->cover_wait, seen != atomic_read(&ls->cover_events) || READ_ONCE(ls->fenced));
 		}
 	}
+}
+
+/*
+ * Inodes that this node had made, that were lost with the holder and made again: their locks are known under numbers that do not
+ * exist any more. Their names are under locks of ours that are known; before one of those is given up they are made known, too. Who is
+ * covered by such a lock makes nothing reachable, and waits for nobody here: it may be one of them.
+ */
+static void mxfs_cover_flush_moved(struct mxfs_lock *lk)
+{
+	struct mxfs_lockspace *ls = lk->sbi->ls;
+
+	if (READ_ONCE(lk->flags) & MXFS_LF_COVERED)
+		return;
+	mxfs_cover_flush(&ls->moved);
+	spin_lock(&ls->cover_spin);
+	lk->sync_all |= ls->moved.sync_all;
+	spin_unlock(&ls->cover_spin);
+}
+
+void mxfs_dlm_tell_moved(struct mxfs_sb_info *sbi)
+{
+	struct mxfs_lockspace *ls = sbi->ls;
+
+	if (mxfs_cover_any(ls, &ls->moved) && !READ_ONCE(ls->fenced))
+		mxfs_cover_ask_some(ls, &ls->moved);
+}
+
+void mxfs_lock_rename(struct mxfs_lock *lk, u64 ino, u32 inode_gen)
+{
+	struct mxfs_lockspace *ls = lk->sbi->ls;
+	struct mxfs_lock_item *item = mxfs_item_new();
+
+	spin_lock(&lk->spin);
+	if (lk->lock_id) {
+		/* Held, or asked for: nobody else has ever heard of the old number, and nobody will. */
+		mxfs_item_add(lk, item, MXFS_CMD_LOCK_RELEASE, MXFS_MODE_NL, lk->mode, 0);
+		item = NULL;
+		mxfs_lock_unhash(ls, lk);
+	}
+	if (lk->flags & MXFS_LF_TELLING) {
+		spin_lock(&ls->cover_spin);
+		list_move_tail(&lk->cover_list, &lk->cover->covered);
+		lk->cover->telling_count--;
+		spin_unlock(&ls->cover_spin);
+		lk->flags &= ~MXFS_LF_TELLING;
+		lk->want = MXFS_MODE_NL;
+		mxfs_cover_event(ls);
+	} else if (lk->want != MXFS_MODE_NL) {
+		mxfs_lock_refused(ls, lk, ECANCELED);
+	}
+	lk->ino = ino;
+	lk->inode_gen = inode_gen;
+	if (lk->mode != MXFS_MODE_NL) {
+		lk->lock_id = atomic64_inc_return(&ls->next_id);
+		mxfs_lock_hash(ls, lk);
+		if (!READ_ONCE(ls->solo) && !(lk->flags & MXFS_LF_COVERED)) {
+			spin_lock(&ls->cover_spin);
+			ls->cover_count++;
+			lk->cover = &ls->moved;
+			list_add_tail(&lk->cover_list, &ls->moved.covered);
+			spin_unlock(&ls->cover_spin);
+			lk->flags |= MXFS_LF_COVERED;
+		}
+	}
+	spin_unlock(&lk->spin);
+	kfree(item);
+	wake_up_all(&lk->wait);
+	mxfs_dlm_flush_later(ls);
 }
 
 bool mxfs_lock_defer_clean(struct mxfs_lock *lk)
@@ -679,10 +750,14 @@ static void mxfs_lock_demote(struct mxfs_lock *lk)
 		lk->flags |= MXFS_LF_DEMOTING;
 		spin_unlock(&lk->spin);
 
-		if (from == MXFS_MODE_EX)
+		if (from == MXFS_MODE_EX) {
 			mxfs_cover_flush(lk);
+			mxfs_cover_flush_moved(lk);
+		}
 		if (lk->ops && lk->ops->demote)
 			lk->ops->demote(lk, from, to);
+		if (from == MXFS_MODE_EX) /* it may have waited for a takeover */
+			mxfs_cover_flush_moved(lk);
 
 		spin_lock(&lk->spin);
 		lk->flags &= ~MXFS_LF_DEMOTING;
@@ -1325,7 +1400,8 @@ static void mxfs_lock_leave_zombie(struct mxfs_lockspace *ls, struct mxfs_lock *
 	if (wanted)
 		mod_delayed_work(ls->wq, &ls->zombie_work, 0);
 	else
-		queue_delayed_work(ls->wq, &ls->zombie_work, msecs_to_jiffies(MXFS_ZOMBIE_MS));
+		queue_delayed_work(ls->wq, &ls->zombie_work,
+				   msecs_to_jiffies(READ_ONCE(lk->sbi->role) == MXFS_ROLE_HOLDER ? MXFS_ZOMBIE_MS : MXFS_ZOMBIE_MEMBER_MS));
 }
 
 /* Something has to be done before the lock may be given up, which an eviction must not wait for. */
@@ -1427,15 +1503,21 @@ static void mxfs_dlm_zombie_work(struct work_struct *work)
 		return;
 	list_for_each_entry(zombie, &dead, list) {
 		mxfs_cover_flush(&zombie->lock);
+		mxfs_cover_flush_moved(&zombie->lock);
 		gone &= zombie->lock.dead;
 	}
 	/* One log force for all of them; what is only gone has no data to write. */
 	err = mxfs_gate_enter_wait(ls->sbi);
 	if (!err) {
-		if (!ls->sbi->be->answers_durable)
+		if (ls->sbi->be->settle)
+			err = ls->sbi->be->settle(ls->sbi);
+		else
 			err = gone && ls->sbi->lower ? mxfs_lower_commit(ls->sbi) : ls->sbi->be->syncfs(ls->sbi);
 		mxfs_gate_leave(ls->sbi);
 	}
+	/* A takeover may have come in between. */
+	list_for_each_entry(zombie, &dead, list)
+		mxfs_cover_flush_moved(&zombie->lock);
 	if (err && !mxfs_gate_fenced(&ls->sbi->gate)) {
 		mxfs_fence(ls->sbi, "changes could not be made durable before their locks are given up");
 	}
@@ -1924,6 +2006,7 @@ int mxfs_dlm_init(struct mxfs_sb_info *sbi)
 	INIT_WORK(&ls->send_work, mxfs_dlm_send_work);
 	INIT_DELAYED_WORK(&ls->zombie_work, mxfs_dlm_zombie_work);
 	ls->frozen = true; /* until the first view */
+	mxfs_lock_init(sbi, &ls->moved, NULL, NULL, MXFS_RES_INODE, 0, 0);
 	/* Ids never come twice, in later mounts of this node neither: the time of the mount in front. */
 	atomic64_set(&ls->next_id, (ktime_get_real_seconds() << 24) & GENMASK_ULL(MXFS_LOCK_CLIENT_SHIFT - 1, 0));
 	ls->batch = kmalloc_array(MXFS_NL_LOCKS_MAX, sizeof(*ls->batch), GFP_KERNEL);

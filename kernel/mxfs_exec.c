@@ -23,11 +23,13 @@
  * Limits, per member: MXFS_EXEC_PARTIAL_MAX requests in parts, MXFS_EXEC_KNOWN_MAX known ones; beyond them RETRY. What
  * a well-behaved member may send stays below.
  *
- * Acknowledged means it stays: before an operation that changed something is answered, the data of a write is written out and
- * the log forced, one force for all that wait for one. So after the holder's death only unanswered operations are in doubt.
- * They come again to the next holder, marked REPLAY, while the member still has its DLM locks: nobody else can have
- * changed the object since. There "exists already" (and is what was to be made), "is gone already" and the like mean that the
- * earlier holder had done it.
+ * Acknowledged means it stays: what is one change of metadata is answered early, and the member keeps it until this holder's log
+ * has been forced (may_answer_early; docs/interfaces.md, "Early answers"). Before any other change is answered, the data of a
+ * write is written out and the log forced, one force for all that wait for one. So after the holder's death unanswered operations
+ * and those that the members have kept are in doubt. They come again to the next holder, marked REPLAY, while the member still has
+ * its DLM locks: nobody else can have changed the object since. Of what was answered only that comes which the member has found
+ * lost, by the object's version. "Exists already" (and is what was to be made), "is gone already" and the like mean that the earlier holder
+ * had done it.
  *
  * Known weakness: two kinds of operations cannot be told done from not done, and are refused with EIO when they are replayed: an
  * exchanging rename, and inserting or collapsing a range. What a member reads through the holder is read without read-ahead that
@@ -44,6 +46,7 @@
 #include "mxfs_lower.h"
 
 #define MXFS_EXEC_WORKERS 8
+#define MXFS_EXEC_COMMIT_PAUSE_MS 100 /* when a commit is due and the gate is shut */
 #define MXFS_EXEC_PARTIAL_MAX (2 * MXFS_FSOP_INFLIGHT_MAX)
 #define MXFS_EXEC_KNOWN_MAX (MXFS_FSOP_WINDOW_MAX + MXFS_FSOP_LOCK_WAITS_MAX)
 /* Members remembered, the dead ones included. */
@@ -107,6 +110,7 @@ struct mxfs_exec {
 	unsigned int member_count;
 	struct workqueue_struct *wq;
 	wait_queue_head_t idle;
+	struct delayed_work commit; /* some time after something was answered early */
 	bool stopping;
 };
 
@@ -121,15 +125,18 @@ static void send_reply(struct mxfs_exec *exec, u32 node, u64 seq, const void *re
 		mxfs_remote_receive(exec->sbi, seq, 0, len, reply, len);
 		return;
 	}
+	if (!mxfs_sock_send(exec->sbi, node, MXFS_FRAME_REPLY, seq, reply, len))
+		return;
 	err = mxfs_nl_send_fsop(exec->sbi, MXFS_CMD_FSOP_REPLY, node, seq, reply, len, GFP_KERNEL);
 	/* The member asks again after the next view; said, because until then somebody waits. */
 	if (err)
 		mxfs_warn(exec->sbi, "the reply %llu to node %08x could not be sent (%d)", seq, node, err);
 }
 
-static void init_reply(struct mxfs_fsop_reply *reply, u32 op, u64 seq, u32 wire_error)
+static void init_reply(struct mxfs_sb_info *sbi, struct mxfs_fsop_reply *reply, u32 op, u64 seq, u32 wire_error)
 {
 	memset(reply, 0, sizeof(*reply));
+	reply->holder = cpu_to_le32(sbi->node);
 	reply->magic = cpu_to_le32(MXFS_FSOP_MAGIC);
 	reply->version = cpu_to_le16(MXFS_FSOP_VERSION);
 	reply->op = cpu_to_le16(op);
@@ -141,7 +148,7 @@ static void send_error(struct mxfs_exec *exec, u32 node, u32 op, u64 seq, u32 wi
 {
 	struct mxfs_fsop_reply reply;
 
-	init_reply(&reply, op, seq, wire_error);
+	init_reply(exec->sbi, &reply, op, seq, wire_error);
 	send_reply(exec, node, seq, &reply, sizeof(reply));
 }
 
@@ -527,7 +534,11 @@ static int execute(struct mxfs_sb_info *sbi, struct mxfs_lower *lower, struct re
 		out->reply->value = cpu_to_le64(max_t(ssize_t, done, 0));
 		return min_t(ssize_t, done, 0);
 	case MXFS_FSOP_FSYNC:
-		return be->fsync(sbi, &fh, flags & MXFS_FSYNC_DATA);
+		/* The names that lead there as well; then the disk's cache, which a log with nothing to write does not flush. */
+		err = mxfs_lower_commit(sbi);
+		return err ? err : be->fsync(sbi, &fh, flags & MXFS_FSYNC_DATA);
+	case MXFS_FSOP_FORCE:
+		return mxfs_lower_commit(sbi);
 	case MXFS_FSOP_SYNCFS:
 		return be->syncfs(sbi);
 	case MXFS_FSOP_STATFS:
@@ -652,12 +663,48 @@ static int done_before(struct mxfs_sb_info *sbi, const struct mxfs_fsop_parsed *
 	return 0;
 }
 
-/* What was done is durable before it is answered. */
+/*
+ * One transaction that changes metadata alone, and the answer tells the version by which a replay can see if it was lost. An
+ * inherited or changed ACL is a transaction of its own.
+ */
+static bool may_answer_early(const struct request *req, const struct outcome *out)
+{
+	const struct mxfs_fsop_parsed *p = &req->parsed;
+	u32 flags = le32_to_cpu(p->args.flags), valid = le32_to_cpu(p->args.valid), mode = le32_to_cpu(p->args.mode);
+
+	if ((p->flags & MXFS_REQ_DURABLE) || !READ_ONCE(mxfs_commit_ms))
+		return false;
+	switch (p->op) {
+	case MXFS_FSOP_MAKE:
+		return (flags & MXFS_MAKE_EXCL) && (S_ISREG(mode) || S_ISDIR(mode)) && out->attr.fh.ino && out->attr2.change &&
+		       !(out->attr.flags & MXFS_ATTR_HAS_ACL);
+	case MXFS_FSOP_SYMLINK:
+		return out->attr.fh.ino && out->attr2.change;
+	case MXFS_FSOP_LINK:
+		return out->attr2.change;
+	case MXFS_FSOP_UNLINK:
+		return !(flags & MXFS_UNLINK_PARK) && out->attr2.change;
+	case MXFS_FSOP_RENAME:
+		return !(flags & ~RENAME_NOREPLACE) && out->attr.change && out->attr2.change;
+	case MXFS_FSOP_SETATTR:
+		return !(valid & (MXFS_SET_SIZE | MXFS_SET_KILL_PRIV)) && out->attr.change &&
+		       !(out->attr.flags & MXFS_ATTR_HAS_ACL);
+	}
+	return false;
+}
+
+/* What was done is durable before it is answered, or the member keeps it until then. */
 static int make_durable(struct mxfs_sb_info *sbi, const struct request *req, const struct outcome *out)
 {
 	struct mxfs_fh fh;
 	int err = 0;
 
+	if (may_answer_early(req, out)) {
+		out->reply->flags |= cpu_to_le32(MXFS_REPLY_EARLY);
+		queue_delayed_work(system_unbound_wq, &sbi->exec->commit, msecs_to_jiffies(READ_ONCE(mxfs_commit_ms)));
+		mxfs_count(sbi, MXFS_COUNT_FSOP_EARLY);
+		return 0;
+	}
 	if (req->op == MXFS_FSOP_MAP && (le32_to_cpu(req->parsed.args.flags) & MXFS_MAP_WRITE))
 		return mxfs_lower_commit(sbi); /* on every answer, whoever allocated: else a crash gives the blocks to another file */
 	if (req->readonly || req->lock || req->op == MXFS_FSOP_FSYNC || req->op == MXFS_FSOP_SYNCFS)
@@ -774,11 +821,15 @@ static struct mxfs_fsop_reply *do_request(struct mxfs_sb_info *sbi, struct reque
 	out->reply = kvmalloc(sizeof(*out->reply) + out->data_max, GFP_KERNEL | __GFP_NOFAIL);
 	if (!lower) {
 		/* Not the holder any more, or not yet. */
-		init_reply(out->reply, req->op, req->seq, MXFS_FSOP_E_RETRY);
+		init_reply(sbi, out->reply, req->op, req->seq, MXFS_FSOP_E_RETRY);
 		return out->reply;
 	}
-	init_reply(out->reply, req->op, req->seq, 0);
-	err = execute_as(sbi, lower, req, out);
+	init_reply(sbi, out->reply, req->op, req->seq, 0);
+	/* A lock on a file that could still vanish could not be had again. */
+	err = req->lock && (req->parsed.flags & MXFS_REQ_DURABLE) ? mxfs_lower_commit(sbi) : 0;
+	if (!err)
+		err = execute_as(sbi, lower, req, out);
+	out->reply->stamp = cpu_to_le64(atomic64_read(&lower->meta_changes));
 	mxfs_count(sbi, MXFS_COUNT_FSOP_EXECUTED);
 	if (err == -EINPROGRESS && req->op == MXFS_FSOP_SETLK) {
 		kvfree(out->reply);
@@ -791,12 +842,36 @@ static struct mxfs_fsop_reply *do_request(struct mxfs_sb_info *sbi, struct reque
 		err = dropped;
 	mxfs_lower_failed(lower, err);
 	out->reply->error = cpu_to_le32(mxfs_fsop_put_error(err));
-	if (err)
+	if (err) {
 		out->data_len = 0;
+		out->reply->flags = 0;
+	}
+	out->reply->session = cpu_to_le64(lower->session);
+	out->reply->committed = cpu_to_le64(READ_ONCE(lower->meta_synced));
 	out->reply->data_len = cpu_to_le32(out->data_len);
 	mxfs_fsop_put_attr(&out->reply->attr, &out->attr);
 	mxfs_fsop_put_attr(&out->reply->attr2, &out->attr2);
 	return out->reply;
+}
+
+/*
+ * This node is the holder now, and what the earlier one had answered it early is done here. Not inside the gate: it is shut until
+ * all of it is done. Under role_mutex, with the XFS mounted.
+ */
+int mxfs_exec_replay_own(struct mxfs_sb_info *sbi, const void *payload, u32 len, struct mxfs_fsop_reply *reply)
+{
+	struct request req = {};
+	struct outcome out = {};
+	const char *why;
+
+	memset(reply, 0, sizeof(*reply));
+	if (mxfs_fsop_parse_request(payload, len, &req.parsed, &why))
+		return -EIO;
+	req.seq = req.parsed.seq;
+	req.op = req.parsed.op;
+	*reply = *do_request(sbi, &req, &out); /* never a lock, so always an answer */
+	kvfree(out.reply);
+	return mxfs_fsop_get_error(le32_to_cpu(reply->error));
 }
 
 /* As mxfs_gate_enter_wait, but ends with -EIO as well when the mount goes. */
@@ -807,6 +882,22 @@ static int enter_gate(struct mxfs_exec *exec)
 
 	wait_event_idle(sbi->gate.wait, (err = mxfs_gate_try_enter(sbi)) != -EAGAIN || READ_ONCE(exec->stopping));
 	return err ? -EIO : 0;
+}
+
+/* Whoever was answered early may have died since: then only this node has it. */
+static void commit_work(struct work_struct *work)
+{
+	struct mxfs_exec *exec = container_of(to_delayed_work(work), struct mxfs_exec, commit);
+	struct mxfs_sb_info *sbi = exec->sbi;
+	int err = mxfs_gate_try_enter(sbi);
+
+	if (err == -EAGAIN && !READ_ONCE(exec->stopping))
+		queue_delayed_work(system_unbound_wq, &exec->commit, msecs_to_jiffies(MXFS_EXEC_COMMIT_PAUSE_MS));
+	if (err)
+		return;
+	if (sbi->lower)
+		mxfs_lower_commit(sbi); /* a failure that matters fences, by itself */
+	mxfs_gate_leave(sbi);
 }
 
 static void request_work(struct work_struct *work)
@@ -1182,7 +1273,7 @@ static void drop_partials(struct mxfs_exec *exec, u32 node)
 	}
 }
 
-void mxfs_exec_node_gone(struct mxfs_sb_info *sbi, u32 node, u32 incarnation)
+void mxfs_exec_node_stop(struct mxfs_sb_info *sbi, u32 node, u32 incarnation)
 {
 	struct mxfs_exec *exec = sbi->exec;
 	struct member *member;
@@ -1193,18 +1284,59 @@ void mxfs_exec_node_gone(struct mxfs_sb_info *sbi, u32 node, u32 incarnation)
 	drop_partials(exec, node);
 	/* Also one that has never asked for anything: it shall not begin now. */
 	member = get_member(exec, node, incarnation);
-	if (member) {
+	if (member)
 		drop_member(member);
-		member->pins++;
-	}
 	mutex_unlock(&exec->mutex);
-	if (member) {
-		/* What is inside the gate is doing it right now; what is not will find its member gone. */
+}
+
+/* What is inside the gate is doing it right now; what is not will find its member gone. */
+static void wait_for_gone(struct mxfs_exec *exec)
+{
+	struct member *member;
+
+	mutex_lock(&exec->mutex);
+again:
+	list_for_each_entry(member, &exec->members, list) {
+		if (!member->gone || !member->inside)
+			continue;
+		member->pins++;
+		mutex_unlock(&exec->mutex);
 		wait_event(exec->idle, !READ_ONCE(member->inside));
 		mutex_lock(&exec->mutex);
 		member->pins--;
-		mutex_unlock(&exec->mutex);
+		goto again;
 	}
+	mutex_unlock(&exec->mutex);
+}
+
+/*
+ * Before a view change passes on what a dead member held: nothing of it runs any more, and what it had done, answered early
+ * perhaps, is durable. Roles change under role_mutex; not through the gate, which the view change may have shut.
+ */
+void mxfs_exec_settle_gone(struct mxfs_sb_info *sbi)
+{
+	struct mxfs_exec *exec = sbi->exec;
+	int err = 0;
+
+	if (!exec || READ_ONCE(sbi->role) != MXFS_ROLE_HOLDER)
+		return;
+	wait_for_gone(exec);
+	mutex_lock(&sbi->role_mutex);
+	if (sbi->lower && !mxfs_gate_fenced(&sbi->gate))
+		err = mxfs_lower_commit(sbi);
+	mutex_unlock(&sbi->role_mutex);
+	if (err)
+		mxfs_fence(sbi, "changes could not be made durable before a dead node's locks are passed on");
+}
+
+void mxfs_exec_node_gone(struct mxfs_sb_info *sbi, u32 node, u32 incarnation)
+{
+	struct mxfs_exec *exec = sbi->exec;
+
+	if (!exec)
+		return;
+	mxfs_exec_node_stop(sbi, node, incarnation);
+	wait_for_gone(exec);
 	mutex_lock(&sbi->role_mutex);
 	if (sbi->lower)
 		mxfs_locktab_drop_node(sbi->lower, node, incarnation);
@@ -1264,6 +1396,7 @@ int mxfs_exec_init(struct mxfs_sb_info *sbi)
 	mutex_init(&exec->mutex);
 	INIT_LIST_HEAD(&exec->members);
 	INIT_LIST_HEAD(&exec->senders);
+	INIT_DELAYED_WORK(&exec->commit, commit_work);
 	init_waitqueue_head(&exec->idle);
 	sbi->exec = exec;
 	return 0;
@@ -1287,6 +1420,7 @@ void mxfs_exec_destroy(struct mxfs_sb_info *sbi)
 	WRITE_ONCE(exec->stopping, true);
 	wake_up_all(&sbi->gate.wait);
 	destroy_workqueue(exec->wq);
+	cancel_delayed_work_sync(&exec->commit);
 	mutex_lock(&exec->mutex);
 	list_for_each_entry_safe(member, next, &exec->members, list) {
 		xa_for_each(&member->known, seq, req)

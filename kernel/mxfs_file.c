@@ -129,9 +129,9 @@ int mxfs_file_fsync(struct file *file, loff_t start, loff_t end, int datasync)
 	if (err)
 		return err;
 	err = -EAGAIN;
-	/* A member's own writes need the disk's cache flushed; what the holder did for it was durable when it was answered. */
+	/* A member's own writes need the disk's cache flushed; what the holder did for it is durable, or kept. */
 	if (S_ISREG(inode->i_mode) && sbi->be == &mxfs_remote_backend && !xchg(&MXFS_VN(inode)->map.via_holder, false))
-		err = mxfs_data_flush(inode);
+		err = mxfs_data_flush(inode) ?: mxfs_remote_settle(sbi);
 	if (err)
 		err = sbi->be->fsync(sbi, &mi->fh, datasync);
 	mxfs_gate_leave(sbi);

@@ -27,7 +27,7 @@ static_assert(sizeof(struct mxfs_handle) == 16);
 static_assert(sizeof(struct mxfs_wire_attr) == 128);
 static_assert(sizeof(struct mxfs_fsop_request) == 96);
 static_assert(sizeof(struct mxfs_fsop_args) == 136);
-static_assert(sizeof(struct mxfs_fsop_reply) == 296);
+static_assert(sizeof(struct mxfs_fsop_reply) == 320);
 static_assert(sizeof(struct mxfs_wire_dirent) == 24);
 static_assert(sizeof(struct mxfs_wire_statfs) == 56);
 static_assert(sizeof(struct mxfs_wire_lock) == 32);
@@ -73,6 +73,7 @@ static const struct op_shape shapes[MXFS_FSOP_OP_MAX + 1] = {
 	[MXFS_FSOP_MAP] = { .readonly = true },
 	[MXFS_FSOP_COMMIT] = { .data = true },
 	[MXFS_FSOP_SEEK] = { .readonly = true },
+	[MXFS_FSOP_FORCE] = { .readonly = true },
 };
 
 bool mxfs_fsop_is_readonly(u32 op)

@@ -155,6 +155,9 @@ struct inode *mxfs_iget(struct super_block *sb, const struct mxfs_attr *attr)
 	struct mxfs_inode *mi;
 	struct inode *inode;
 
+	/* A takeover came between the answer and this: it is looked up again. */
+	if (unlikely(attr->numbering && attr->numbering != mxfs_remote_numbering(sbi)))
+		return ERR_PTR(-ESTALE);
 	inode = iget5_locked(sb, attr->fh.ino, mxfs_iget_test, mxfs_iget_set, (void *)attr);
 	if (!inode)
 		return ERR_PTR(-ENOMEM);
@@ -204,6 +207,56 @@ struct inode *mxfs_iget(struct super_block *sb, const struct mxfs_attr *attr)
 	}
 	unlock_new_inode(inode);
 	return inode;
+}
+
+/* Nobody else can know it by either number: its name is under a lock of ours. */
+static void mxfs_inode_rename(struct inode *inode, const struct mxfs_fh *to)
+{
+	struct mxfs_inode *mi = MXFS_I(inode);
+
+	remove_inode_hash(inode);
+	spin_lock(&inode->i_lock);
+	mi->fh = *to;
+	inode->i_ino = to->ino;
+	inode->i_generation = to->gen;
+	WRITE_ONCE(mi->attr_gen, 0);
+	MXFS_VN(inode)->attr_seq++;
+	spin_unlock(&inode->i_lock);
+	insert_inode_hash(inode);
+	mxfs_lock_rename(&mi->lock, to->ino, to->gen);
+	mxfs_lock_rename(&mi->open, to->ino, to->gen);
+}
+
+void mxfs_inodes_moved(struct mxfs_sb_info *sbi)
+{
+	struct super_block *sb = sbi->sb;
+	u32 numbering = mxfs_remote_numbering(sbi);
+	struct inode *inode, *last = NULL;
+	struct mxfs_fh fh;
+
+	spin_lock(&sb->s_inode_list_lock);
+	list_for_each_entry(inode, &sb->s_inodes, i_sb_list) {
+		fh = MXFS_I(inode)->fh;
+		if (!mxfs_remote_translate(sbi, &fh) || MXFS_VN(inode)->renumbered == numbering)
+			continue;
+		spin_lock(&inode->i_lock);
+		/* One that is going needs no number any more; one that is coming has the new one. */
+		if (inode->i_state & (I_FREEING | I_WILL_FREE | I_NEW)) {
+			spin_unlock(&inode->i_lock);
+			continue;
+		}
+		__iget(inode);
+		spin_unlock(&inode->i_lock);
+		spin_unlock(&sb->s_inode_list_lock);
+		iput(last); /* its place in the list was needed until now */
+		MXFS_VN(inode)->renumbered = numbering;
+		mxfs_inode_rename(inode, &fh);
+		last = inode;
+		cond_resched();
+		spin_lock(&sb->s_inode_list_lock);
+	}
+	spin_unlock(&sb->s_inode_list_lock);
+	iput(last);
 }
 
 /* ------------------------------------------------------------------ attributes */
@@ -361,7 +414,7 @@ int mxfs_push_times(struct inode *inode)
 {
 	struct mxfs_sb_info *sbi = mxfs_inode_sbi(inode);
 	struct mxfs_vnode *vn = MXFS_VN(inode);
-	struct mxfs_setattr set = { .valid = ATTR_MTIME | ATTR_MTIME_SET };
+	struct mxfs_setattr set = { .valid = ATTR_MTIME | ATTR_MTIME_SET, .durable = true };
 	bool unflushed = false;
 	const struct cred *old;
 	struct mxfs_attr attr;
@@ -385,8 +438,8 @@ int mxfs_push_times(struct inode *inode)
 	/* A commit takes the time along. */
 	err = mxfs_map_commit_gated(inode, &attr);
 	if (!err) {
-		/* A member's answer is durable: that log force also flushes the disk behind what was written before. */
-		unflushed = sbi->be->answers_durable && xchg(&vn->map.unflushed, false);
+		/* A member has it durable: that log force also flushes the disk behind what was written before. */
+		unflushed = sbi->be == &mxfs_remote_backend && xchg(&vn->map.unflushed, false);
 		old = override_creds(mxfs_kernel_cred);
 		err = sbi->be->setattr(sbi, &vn->mi.fh, &set, &attr);
 		revert_creds(old);

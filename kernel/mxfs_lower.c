@@ -31,6 +31,7 @@
 #include <linux/mman.h>
 #include <linux/mount.h>
 #include <linux/namei.h>
+#include <linux/random.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/task.h>
 #include <linux/slab.h>
@@ -457,6 +458,7 @@ int mxfs_lower_mount(struct mxfs_sb_info *sbi, u64 lockstate_size, struct mxfs_l
 	if (!lower)
 		return -ENOMEM;
 	lower->sbi = sbi;
+	lower->session = get_random_u64() | 1;
 	xa_init(&lower->parked);
 	err = -ENOMEM;
 	lower->kcred = prepare_kernel_cred(NULL);
@@ -595,7 +597,7 @@ int mxfs_lower_sync(struct mxfs_sb_info *sbi)
 	}
 	if (!err) {
 		lower->data_synced = data;
-		lower->meta_synced = meta;
+		WRITE_ONCE(lower->meta_synced, meta);
 	}
 out:
 	mutex_unlock(&lower->sync_mutex);
@@ -617,7 +619,7 @@ int mxfs_lower_commit(struct mxfs_sb_info *sbi)
 		meta = atomic64_read(&lower->meta_changes);
 		err = lower->sb->s_op->sync_fs(lower->sb, 1);
 		if (!err)
-			lower->meta_synced = meta;
+			WRITE_ONCE(lower->meta_synced, meta);
 	}
 	mutex_unlock(&lower->sync_mutex);
 	mxfs_lower_failed(lower, err);

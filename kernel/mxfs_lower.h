@@ -60,6 +60,7 @@ struct mxfs_lower {
 	struct llist_head doomed;
 	struct work_struct doom_work;
 
+	u64 session; /* a random name of this mount of the XFS, not 0 */
 	struct mutex sync_mutex;
 	atomic64_t data_changes, meta_changes; /* since the mount */
 	s64 data_synced, meta_synced;	       /* how many of them are durable; under sync_mutex */

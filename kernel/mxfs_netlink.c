@@ -109,6 +109,7 @@ static const struct nla_policy mxfs_nl_policy[MXFS_A_MAX + 1] = {
 	[MXFS_A_DEVICE] = { .type = NLA_REJECT },
 	[MXFS_A_PAD] = { .type = NLA_REJECT },
 	[MXFS_A_SOLO] = NLA_POLICY_MAX(NLA_U32, 1),
+	[MXFS_A_FD] = { .type = NLA_U32 },
 };
 
 /* Whole sentences: an extack message is not copied. */
@@ -132,6 +133,7 @@ static const char *const mxfs_nl_missing[MXFS_A_MAX + 1] = {
 	[MXFS_A_FSOP_OFFSET] = "mxfs: attribute FSOP_OFFSET is missing",
 	[MXFS_A_FSOP_TOTAL] = "mxfs: attribute FSOP_TOTAL is missing",
 	[MXFS_A_FSOP_DATA] = "mxfs: attribute FSOP_DATA is missing",
+	[MXFS_A_FD] = "mxfs: attribute FD is missing",
 };
 
 /* ---------------------------------------------------------------- outwards */
@@ -309,6 +311,7 @@ static void mxfs_nl_work(struct work_struct *work)
 		mxfs_super_gate(sbi, msg->req_id, msg->open, msg->text, msg->force);
 		break;
 	case MXFS_CMD_LOCK_DUMP:
+		mxfs_exec_settle_gone(sbi);
 		err = mxfs_dlm_dump(sbi, msg->epoch, msg->solo);
 		mxfs_nl_done(sbi, msg->req_id, err, err ? "not enough memory for the list of locks" : NULL);
 		break;
@@ -328,6 +331,8 @@ static void mxfs_nl_work(struct work_struct *work)
 			mxfs_exec_node_gone(sbi, msg->node, msg->incarnation);
 		else if (msg->node_state == MXFS_NODE_JOINING)
 			mxfs_exec_node_back(sbi, msg->node, msg->incarnation);
+		if (msg->node_state == MXFS_NODE_DEAD)
+			mxfs_sock_drop(sbi, msg->node, msg->incarnation);
 		break;
 	case MXFS_CMD_RECOVERY_START:
 	case MXFS_CMD_RECOVERY_DONE:
@@ -435,6 +440,8 @@ static u64 mxfs_nl_required(u8 cmd)
 	case MXFS_CMD_FSOP_REPLY:
 		return BIT_ULL(MXFS_A_FSOP_ID) | BIT_ULL(MXFS_A_FSOP_OFFSET) | BIT_ULL(MXFS_A_FSOP_TOTAL) |
 		       BIT_ULL(MXFS_A_FSOP_DATA);
+	case MXFS_CMD_FSOP_SOCKET:
+		return BIT_ULL(MXFS_A_NODE) | BIT_ULL(MXFS_A_INCARNATION) | BIT_ULL(MXFS_A_FD);
 	case MXFS_CMD_DONE:
 		return BIT_ULL(MXFS_A_REQ_ID);
 	default:
@@ -528,6 +535,11 @@ static int mxfs_nl_queue(struct sk_buff *skb, struct genl_info *info)
 		memcpy(msg->entries, nla_data(locks), len);
 		msg->count = len / sizeof(struct mxfs_lock_entry);
 	}
+	/* In the order of the messages, which the two queues do not keep: before the locks are dumped, and before the gate is opened. */
+	if (cmd == MXFS_CMD_NODE_STATUS && (msg->node_state == MXFS_NODE_DEAD || msg->node_state == MXFS_NODE_LEFT))
+		mxfs_exec_node_stop(sbi, msg->node, msg->incarnation);
+	if (cmd == MXFS_CMD_VIEW)
+		mxfs_remote_hold_gate(sbi, msg->holder);
 	atomic_inc(&nl->queued);
 	queue_work(mxfs_nl_is_control(cmd) ? nl->control : nl->locks, &msg->work);
 out:
@@ -683,6 +695,22 @@ out:
 	return err;
 }
 
+/* In the daemon's context: the descriptor is its own. */
+static int mxfs_nl_fsop_socket(struct sk_buff *skb, struct genl_info *info)
+{
+	struct mxfs_sb_info *sbi = mxfs_nl_mount_of_daemon(info);
+	int err;
+
+	if (IS_ERR(sbi))
+		return PTR_ERR(sbi);
+	err = mxfs_nl_require(info, mxfs_nl_required(MXFS_CMD_FSOP_SOCKET));
+	if (!err)
+		err = mxfs_sock_add(sbi, mxfs_nl_u32(info, MXFS_A_NODE), mxfs_nl_u32(info, MXFS_A_INCARNATION),
+				    mxfs_nl_u32(info, MXFS_A_FD));
+	mxfs_mount_put(sbi);
+	return err;
+}
+
 static int mxfs_nl_done_received(struct sk_buff *skb, struct genl_info *info)
 {
 	struct mxfs_sb_info *sbi = mxfs_nl_mount_of_daemon(info);
@@ -786,6 +814,7 @@ static const struct genl_ops mxfs_genl_ops[] = {
 	MXFS_NL_OP(MXFS_CMD_RECOVERY_DONE, mxfs_nl_queue),
 	MXFS_NL_OP(MXFS_CMD_FSOP_REQUEST, mxfs_nl_fsop),
 	MXFS_NL_OP(MXFS_CMD_FSOP_REPLY, mxfs_nl_fsop),
+	MXFS_NL_OP(MXFS_CMD_FSOP_SOCKET, mxfs_nl_fsop_socket),
 	MXFS_NL_OP(MXFS_CMD_FENCED, mxfs_nl_fenced),
 	MXFS_NL_OP(MXFS_CMD_STATUS, mxfs_nl_status),
 	MXFS_NL_OP(MXFS_CMD_DONE, mxfs_nl_done_received),

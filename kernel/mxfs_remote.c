@@ -15,19 +15,37 @@
  * What changes something is not: the DLM lock over it must not go while it may still be executed. It ends by the
  * answer, or by the fence. A killed wait for a lock sends CANCELLK and takes what has become of it.
  *
+ * Early answers: a change of metadata may be answered before it is durable at the holder (MXFS_REPLY_EARLY). Its call stays in
+ * `kept`, by seq, until an answer says that the holder's log has come that far. mxfs_remote_settle() asks for that and waits: fsync,
+ * and whoever gives up a lock under which something was changed. A timer asks `commit_ms` after the first.
+ *
+ *	VIEW: another holder ──► replay_work, with the gate shut
+ *	    1. judge: GETATTR of each object: at the version that was answered, or gone: it was durable. Else it is lost, with all
+ *	       that came behind it on that object: a log gives back a beginning of what it was told.
+ *	    2. what is lost is done again, one after the other, in order. What was made has another number then: whatever names
+ *	       it by the old one is changed (calls, inodes, locks). Nobody else can know it: its name is under a lock of ours.
+ *	       Old and new numbers are two numberings: XFS counts an inode's generation up when it is freed, so what was (7, 3)
+ *	       may be another file's new number. So each handle of a call says which numbering it is of (`ns`, the `gen` of then).
+ *	    3. what is pending is sent again; the gate opens.
+ *
  * Waiting is inside the gate, so a gate is shut when every answer is there; waiting SETLKs leave it while they wait.
  *
  * Limits: MXFS_FSOP_INFLIGHT_MAX calls, MXFS_FSOP_WINDOW_MAX numbers above acked: further callers wait.
- * MXFS_FSOP_LOCK_WAITS_MAX waiting SETLKs: further ones get ENOLCK.
+ * MXFS_FSOP_LOCK_WAITS_MAX waiting SETLKs: further ones get ENOLCK. MXFS_FSOP_KEPT_MAX kept calls: what could become one more
+ * asks for a commit and waits.
  *
  * Another holder: what is pending is sent to it, marked REPLAY, since the earlier one may have executed it. If this node
  * itself has become the holder the requests go to its own executor, and the answers come back, without the daemon; waiting
- * SETLKs end, and their callers ask the local back end.
+ * SETLKs end, and their callers ask the local back end. What it has kept it does itself, and forces its log.
+ *
+ * Known weakness: st_ino of a file made in the last second may change by a takeover. What the next holder refuses to do again (no
+ * space is left, say) is lost: that is logged, syncfs tells it, and the caches are dropped.
  */
 #include <linux/blkdev.h>
 #include <linux/completion.h>
 #include <linux/hashtable.h>
 #include <linux/mm.h>
+#include <linux/module.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/xattr.h>
@@ -37,17 +55,36 @@
 #include "mxfs_vfs.h"
 
 #define MXFS_REMOTE_HASH_BITS 8
+#define MXFS_FORCE_ROOM 16 /* numbers below MXFS_FSOP_WINDOW_MAX that only FORCE may take: it makes the others free */
+#define MXFS_COMMIT_PAUSE_MS 100 /* when a commit is due and the gate is shut */
+#define DOUBT_MS 20000 /* how long after the end of a connection answers may be lost at its other end */
+#define ANOTHER_HOLDER (-ERESTARTNOINTR) /* not an errno of an answer: it has to begin again */
+
+unsigned int mxfs_commit_ms;
+module_param_named(commit_ms, mxfs_commit_ms, uint, 0644);
+MODULE_PARM_DESC(commit_ms, "how long what a member was answered may stay uncommitted: then the holder forces its log, and the member asks, in ms; 0 on the holder (default): nothing is answered before it is durable; " __stringify(MXFS_FSOP_COMMIT_MS) " is reasonable");
 
 struct call {
 	refcount_t ref; /* pending, caller, whoever sends it */
 	struct hlist_node hash;
-	struct list_head list; /* of pending or lock_waits, by seq */
+	struct list_head list; /* of pending, lock_waits or kept, by seq */
 	u64 seq, epoch;	       /* epoch: of the last sending */
 	u32 first_holder;      /* that it was sent to */
 	u32 op;
 	bool lock_wait;
 	bool retry; /* answered RETRY, to be sent again */
 	bool ended; /* no longer pending */
+	bool urgent; /* not held back while what was lost is done again */
+	u32 gen;     /* remote->gen when it was sent last */
+	/* Answered early, and kept since: */
+	bool kept;
+	u32 kept_gen;
+	u64 stamp;
+	u64 change; /* the version of h that the answer told; 0: lost, to be done again */
+	struct mxfs_fh made, known; /* what it has made; as the inodes of this node call it */
+	u32 ns, ns2; /* the numbering of its handles h and h2 */
+	u32 numbering; /* of the inodes of this node when it was answered */
+	struct call *origin; /* this is a replay of that one, whose payload it sends */
 	int error;  /* without an answer */
 	struct completion done;
 	void *payload;
@@ -60,14 +97,32 @@ struct mxfs_remote {
 	struct mxfs_sb_info *sbi;
 	spinlock_t lock;
 	DECLARE_HASHTABLE(calls, MXFS_REMOTE_HASH_BITS);
-	struct list_head pending, lock_waits;
-	unsigned int pending_count, lock_wait_count;
+	struct list_head pending, lock_waits, kept;
+	struct list_head starting; /* without a number yet */
+	unsigned int pending_count, lock_wait_count, kept_count;
 	u64 next_seq;
 	int error; /* final */
 	wait_queue_head_t room;
 	struct mutex send_mutex;    /* headers are changed and sent by one at a time */
 	struct mutex receive_mutex; /* parts are put together by one at a time */
 	struct delayed_work retry;
+	unsigned long doubt; /* jiffies until which everything pending is sent again every MXFS_FSOP_RETRY_MS; 0: never */
+
+	u32 holder, gen; /* who is asked, and how often that has changed */
+	struct work_struct drain;
+	u64 session, committed; /* as the last answers had them; 0: none has come yet */
+	bool replaying;	 /* no new call gets a number */
+	bool forcing;	 /* somebody asks for a commit */
+	atomic_t held;	 /* how often the gate is shut by this */
+	struct delayed_work commit;
+	struct work_struct replay;
+	struct list_head moved; /* of the replay that runs */
+	atomic_t numbering;	/* how often inodes have got new numbers */
+};
+
+struct moved {
+	struct list_head list;
+	struct mxfs_fh from, to;
 };
 
 /* ---------------------------------------------------------------- pending calls */
@@ -76,28 +131,75 @@ static void call_put(struct call *call)
 {
 	if (!refcount_dec_and_test(&call->ref))
 		return;
-	kvfree(call->payload);
+	if (call->origin)
+		call_put(call->origin);
+	else
+		kvfree(call->payload);
 	kvfree(call->reply);
 	kfree(call);
 }
 
-/* Under remote->lock: all below have been answered and seen. */
+/* Under remote->lock: all below have been answered and seen, and are durable. */
 static u64 acked(struct mxfs_remote *remote)
 {
 	const struct call *first = list_first_entry_or_null(&remote->pending, struct call, list);
+	const struct call *kept = list_first_entry_or_null(&remote->kept, struct call, list);
+	u64 low = first ? first->seq : remote->next_seq;
 
-	return first ? first->seq : remote->next_seq;
+	return kept ? min(low, kept->seq) : low;
 }
 
-static bool has_room(struct mxfs_remote *remote)
+/* What may be answered early, see may_answer_early in mxfs_exec.c. */
+static bool may_be_kept(u32 op)
+{
+	switch (op) {
+	case MXFS_FSOP_SETATTR:
+	case MXFS_FSOP_MAKE:
+	case MXFS_FSOP_SYMLINK:
+	case MXFS_FSOP_LINK:
+	case MXFS_FSOP_UNLINK:
+	case MXFS_FSOP_RENAME:
+		return true;
+	}
+	return false;
+}
+
+/* Under remote->lock. FORCE makes room for others, and an urgent call is part of what they wait for: both have some of their own. */
+static bool fits(struct mxfs_remote *remote, const struct call *call)
+{
+	unsigned int more = call->urgent ? MXFS_FSOP_INFLIGHT_MAX : call->op == MXFS_FSOP_FORCE ? MXFS_FORCE_ROOM : 0;
+
+	if (!call->urgent && (remote->replaying ||
+			      remote->next_seq - acked(remote) >= MXFS_FSOP_WINDOW_MAX - MXFS_FORCE_ROOM + more))
+		return false;
+	if (call->lock_wait)
+		return true;
+	if (remote->kept_count >= MXFS_FSOP_KEPT_MAX && may_be_kept(call->op))
+		return false;
+	return remote->pending_count < MXFS_FSOP_INFLIGHT_MAX + more;
+}
+
+static bool has_room(struct mxfs_remote *remote, const struct call *call)
 {
 	bool room;
 
 	spin_lock(&remote->lock);
-	room = remote->error || (remote->pending_count < MXFS_FSOP_INFLIGHT_MAX &&
-				 remote->next_seq - acked(remote) < MXFS_FSOP_WINDOW_MAX);
+	room = remote->error || fits(remote, call);
 	spin_unlock(&remote->lock);
 	return room;
+}
+
+/* Under remote->lock: has the holder asked for a commit before anybody has to wait for one. */
+static void commit_soon(struct mxfs_remote *remote)
+{
+	const struct call *kept = list_first_entry_or_null(&remote->kept, struct call, list);
+
+	if (!kept || remote->error)
+		return;
+	if (remote->kept_count >= MXFS_FSOP_KEPT_MAX / 2 || remote->next_seq - kept->seq >= MXFS_FSOP_WINDOW_MAX / 2)
+		mod_delayed_work(system_unbound_wq, &remote->commit, 0);
+	else
+		queue_delayed_work(system_unbound_wq, &remote->commit, msecs_to_jiffies(READ_ONCE(mxfs_commit_ms)));
 }
 
 /* Gives the call its number and enters it. -EAGAIN: no room. */
@@ -110,11 +212,13 @@ static int call_enter(struct mxfs_remote *remote, struct call *call)
 		err = remote->error;
 	} else if (call->lock_wait && remote->lock_wait_count >= MXFS_FSOP_LOCK_WAITS_MAX) {
 		err = -ENOLCK;
-	} else if (remote->next_seq - acked(remote) >= MXFS_FSOP_WINDOW_MAX ||
-		   (!call->lock_wait && remote->pending_count >= MXFS_FSOP_INFLIGHT_MAX)) {
+	} else if (!fits(remote, call)) {
+		commit_soon(remote);
 		err = -EAGAIN;
 	} else {
+		commit_soon(remote);
 		call->seq = remote->next_seq++;
+		list_del_init(&call->list);
 		refcount_inc(&call->ref);
 		hash_add(remote->calls, &call->hash, call->seq);
 		if (call->lock_wait) {
@@ -171,10 +275,11 @@ static void call_send(struct mxfs_remote *remote, struct call *call)
 	mutex_lock(&remote->send_mutex);
 	spin_lock(&remote->lock);
 	low = min(acked(remote), call->seq);
+	call->gen = remote->gen;
+	holder = remote->holder;
 	spin_unlock(&remote->lock);
 	WRITE_ONCE(call->retry, false);
 	call->epoch = READ_ONCE(sbi->epoch);
-	holder = READ_ONCE(sbi->holder);
 	if (!call->first_holder)
 		call->first_holder = holder;
 	else if (call->first_holder != holder)
@@ -188,6 +293,8 @@ static void call_send(struct mxfs_remote *remote, struct call *call)
 	nofs = memalloc_nofs_save();
 	if (READ_ONCE(sbi->role) == MXFS_ROLE_HOLDER)
 		err = mxfs_exec_receive(sbi, sbi->node, call->seq, 0, call->len, call->payload, call->len);
+	else if (!mxfs_sock_send(sbi, holder, MXFS_FRAME_REQUEST, call->seq, call->payload, call->len))
+		err = 0;
 	else
 		err = mxfs_nl_send_fsop(sbi, MXFS_CMD_FSOP_REQUEST, 0, call->seq, call->payload, call->len, GFP_NOFS);
 	memalloc_nofs_restore(nofs);
@@ -210,6 +317,7 @@ static struct call *call_new(const struct mxfs_fsop_build *build, bool lock_wait
 	INIT_LIST_HEAD(&call->list);
 	init_completion(&call->done);
 	call->op = build->op;
+	call->urgent = build->op == MXFS_FSOP_SETLK && (le32_to_cpu(build->args.flags) & MXFS_LK_RECLAIM);
 	call->lock_wait = lock_wait;
 	err = mxfs_fsop_build_request(build, GFP_NOFS, &call->payload, &call->len);
 	if (err) {
@@ -229,18 +337,33 @@ static struct call *call_start(struct mxfs_sb_info *sbi, const struct mxfs_fsop_
 
 	if (IS_ERR(call))
 		return call;
+	if (sbi->sb->s_flags & (SB_SYNCHRONOUS | SB_DIRSYNC))
+		((struct mxfs_fsop_request *)call->payload)->flags |= cpu_to_le32(MXFS_REQ_DURABLE);
+	spin_lock(&remote->lock);
+	call->ns = call->ns2 = remote->gen;
+	list_add_tail(&call->list, &remote->starting);
+	spin_unlock(&remote->lock);
 	while ((err = call_enter(remote, call)) == -EAGAIN) {
-		err = wait_event_state(remote->room, has_room(remote), state);
+		err = wait_event_state(remote->room, has_room(remote, call), state);
 		if (err)
 			break;
 	}
 	if (err) {
+		spin_lock(&remote->lock);
+		list_del_init(&call->list);
+		spin_unlock(&remote->lock);
 		call_put(call);
 		return ERR_PTR(err);
 	}
 	mxfs_count(sbi, MXFS_COUNT_FSOP_SENT);
 	call_send(remote, call);
 	return call;
+}
+
+/* Under remote->lock. What was sent to an earlier holder waits until what it had answered is done again. */
+static bool may_be_sent(struct mxfs_remote *remote, const struct call *call)
+{
+	return !remote->replaying || call->gen == remote->gen;
 }
 
 /* Sends again what is pending: all of it, or what was answered RETRY. */
@@ -257,13 +380,13 @@ static void send_again(struct mxfs_remote *remote, bool all)
 	calls = kvmalloc_array(max, sizeof(*calls), GFP_NOFS | __GFP_NOFAIL);
 	spin_lock(&remote->lock);
 	list_for_each_entry(call, &remote->pending, list) {
-		if (count < max && (all || READ_ONCE(call->retry))) {
+		if (count < max && (all || READ_ONCE(call->retry)) && may_be_sent(remote, call)) {
 			refcount_inc(&call->ref);
 			calls[count++] = call;
 		}
 	}
 	list_for_each_entry(call, &remote->lock_waits, list) {
-		if (count < max && (all || READ_ONCE(call->retry))) {
+		if (count < max && (all || READ_ONCE(call->retry)) && may_be_sent(remote, call)) {
 			refcount_inc(&call->ref);
 			calls[count++] = call;
 		}
@@ -281,7 +404,22 @@ static void send_again(struct mxfs_remote *remote, bool all)
 
 static void retry_work(struct work_struct *work)
 {
-	send_again(container_of(to_delayed_work(work), struct mxfs_remote, retry), false);
+	struct mxfs_remote *remote = container_of(to_delayed_work(work), struct mxfs_remote, retry);
+	unsigned long doubt = READ_ONCE(remote->doubt);
+
+	send_again(remote, doubt && time_before(jiffies, doubt));
+	if (doubt && time_before(jiffies, doubt) && READ_ONCE(remote->pending_count))
+		queue_delayed_work(system_unbound_wq, &remote->retry, msecs_to_jiffies(MXFS_FSOP_RETRY_MS));
+}
+
+void mxfs_remote_in_doubt(struct mxfs_sb_info *sbi)
+{
+	struct mxfs_remote *remote = sbi->remote;
+
+	if (!remote || READ_ONCE(remote->error))
+		return;
+	WRITE_ONCE(remote->doubt, (jiffies + msecs_to_jiffies(DOUBT_MS)) | 1);
+	mod_delayed_work(system_unbound_wq, &remote->retry, 0);
 }
 
 static void end_all(struct mxfs_remote *remote, struct list_head *list, int error)
@@ -338,11 +476,92 @@ static bool add_part(struct mxfs_sb_info *sbi, struct call *call, u32 offset, u3
 	return call->reply_got == total;
 }
 
+static void open_gate(struct mxfs_remote *remote);
+
+/* Under remote->lock: kept calls whose changes are durable, to be put by the caller. */
+static void take_committed(struct mxfs_remote *remote, struct list_head *done)
+{
+	struct call *call, *next;
+
+	list_for_each_entry_safe(call, next, &remote->kept, list) {
+		if (call->kept_gen != remote->gen || call->stamp > remote->committed)
+			continue;
+		list_move_tail(&call->list, done);
+		remote->kept_count--;
+	}
+}
+
+static void put_all(struct list_head *done)
+{
+	struct call *call, *next;
+
+	list_for_each_entry_safe(call, next, done, list) {
+		list_del_init(&call->list);
+		call_put(call);
+	}
+}
+
+/* Under remote->lock, with the answer of this holder to a call that has just left `pending`; a reference is the list's. */
+static void keep(struct mxfs_remote *remote, struct call *call, const struct mxfs_fsop_reply *reply)
+{
+	bool in_h = call->op == MXFS_FSOP_SETATTR || call->op == MXFS_FSOP_RENAME;
+	struct call *before;
+
+	call->kept = true;
+	call->kept_gen = remote->gen;
+	call->stamp = le64_to_cpu(reply->stamp);
+	call->change = le64_to_cpu(in_h ? reply->attr.change : reply->attr2.change);
+	if (call->op == MXFS_FSOP_MAKE || call->op == MXFS_FSOP_SYMLINK)
+		mxfs_fsop_get_handle(&call->made, &reply->attr.handle);
+	call->known = call->made;
+	list_for_each_entry_reverse(before, &remote->kept, list)
+		if (before->seq < call->seq)
+			break;
+	list_add(&call->list, &before->list);
+	remote->kept_count++;
+	refcount_inc(&call->ref);
+	commit_soon(remote);
+}
+
+/*
+ * What the answer tells of the holder's log. Under remote->lock. False: not an answer of the holder that is asked now; the call is
+ * sent again. *changed: the holder has mounted the XFS anew, which no view has told of.
+ */
+static bool take_news(struct mxfs_remote *remote, const struct call *call, const struct mxfs_fsop_reply *reply, bool *changed,
+		      struct list_head *done)
+{
+	u64 session = le64_to_cpu(reply->session);
+
+	*changed = false;
+	if (le32_to_cpu(reply->holder) != remote->holder || call->gen != remote->gen)
+		return false;
+	if (!session)
+		return true;
+	if (remote->session && session != remote->session) {
+		remote->gen++;
+		remote->session = 0;
+		if (remote->kept_count)
+			remote->replaying = true;
+		*changed = true;
+		return false;
+	}
+	if (!remote->session)
+		remote->committed = 0;
+	remote->session = session;
+	if (le64_to_cpu(reply->committed) > remote->committed) {
+		remote->committed = le64_to_cpu(reply->committed);
+		take_committed(remote, done);
+	}
+	return true;
+}
+
 static void answered(struct mxfs_remote *remote, struct call *call)
 {
 	struct mxfs_sb_info *sbi = remote->sbi;
+	bool taken, changed, early, retry, was_pending = false;
 	struct mxfs_fsop_reply reply;
 	const void *data;
+	LIST_HEAD(done);
 	int err;
 
 	err = mxfs_fsop_parse_reply(call->reply, call->reply_total, call->op, call->seq, &reply, &data);
@@ -352,13 +571,36 @@ static void answered(struct mxfs_remote *remote, struct call *call)
 		call_end(remote, call, -EIO);
 		return;
 	}
-	if (le32_to_cpu(reply.error) != MXFS_FSOP_E_RETRY) {
-		call_end(remote, call, 0);
-		return;
+	retry = le32_to_cpu(reply.error) == MXFS_FSOP_E_RETRY;
+	early = !reply.error && (le32_to_cpu(reply.flags) & MXFS_REPLY_EARLY) && may_be_kept(call->op) && !call->origin;
+	spin_lock(&remote->lock);
+	taken = take_news(remote, call, &reply, &changed, &done);
+	if (taken && !retry && !call->ended) {
+		was_pending = true;
+		call->numbering = atomic_read(&remote->numbering);
+		call_leave(remote, call);
+		if (early && le64_to_cpu(reply.stamp) > remote->committed)
+			keep(remote, call, &reply);
 	}
+	spin_unlock(&remote->lock);
+	put_all(&done);
+	if (changed) {
+		mxfs_warn(sbi, "the holder has mounted the XFS anew: what it had not committed is done again");
+		mxfs_remote_resend(sbi, true);
+	}
+	if (was_pending) {
+		complete_all(&call->done);
+		call_put(call);
+	}
+	if (taken)
+		wake_up_all(&remote->room);
+	if (was_pending)
+		return;
 	kvfree(call->reply);
 	call->reply = NULL;
 	call->reply_got = 0;
+	if (!taken) /* it has been, or is being, sent to the holder of now */
+		return;
 	WRITE_ONCE(call->retry, true);
 	/* Of an earlier view: its time has come already. */
 	mod_delayed_work(system_unbound_wq, &remote->retry,
@@ -421,8 +663,7 @@ static int call_result(struct call *call, struct result *result)
 /* Runs one operation to its answer. result_put afterwards, whatever it returns. */
 static int run(struct mxfs_sb_info *sbi, struct mxfs_fsop_build *build, struct result *result)
 {
-	bool killable = (mxfs_fsop_is_readonly(build->op) || build->op == MXFS_FSOP_GETLK) &&
-			!(build->op == MXFS_FSOP_MAP && (build->flags & MXFS_REQ_KERNEL));
+	bool killable = (mxfs_fsop_is_readonly(build->op) || build->op == MXFS_FSOP_GETLK) && !(build->flags & MXFS_REQ_KERNEL);
 	/* Nothing has been sent yet; only what releases or writes back must not fail for a signal. */
 	bool must = (build->flags & MXFS_REQ_KERNEL) || build->op == MXFS_FSOP_REAP ||
 		    build->op == MXFS_FSOP_CANCELLK ||
@@ -446,8 +687,10 @@ static int run(struct mxfs_sb_info *sbi, struct mxfs_fsop_build *build, struct r
 
 static void give_attrs(const struct result *result, struct mxfs_attr *attr, struct mxfs_attr *dattr)
 {
-	if (attr)
+	if (attr) {
 		mxfs_fsop_get_attr(attr, &result->head.attr);
+		attr->numbering = result->call->numbering;
+	}
 	if (dattr)
 		mxfs_fsop_get_attr(dattr, &result->head.attr2);
 }
@@ -516,6 +759,7 @@ static int remote_setattr(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, co
 	BUILD(MXFS_FSOP_SETATTR, fh);
 
 	mxfs_fsop_put_setattr(&build.args, set);
+	build.flags = set->durable ? MXFS_REQ_DURABLE : 0;
 	return run_simple(sbi, &build, attr, NULL);
 }
 
@@ -689,6 +933,62 @@ static int remote_fsync(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, bool
 
 	build.args.flags = cpu_to_le32(datasync ? MXFS_FSYNC_DATA : 0);
 	return run_simple(sbi, &build, NULL, NULL);
+}
+
+int mxfs_remote_settle(struct mxfs_sb_info *sbi)
+{
+	struct mxfs_remote *remote = sbi->remote;
+	const struct call *first;
+	bool done, ask;
+	u64 until;
+	int err;
+
+	spin_lock(&remote->lock);
+	until = remote->next_seq;
+	spin_unlock(&remote->lock);
+	for (;;) {
+		spin_lock(&remote->lock);
+		err = remote->error;
+		first = list_first_entry_or_null(&remote->kept, struct call, list);
+		done = err || !first || first->seq >= until;
+		ask = !done && !remote->forcing;
+		if (ask)
+			remote->forcing = true;
+		spin_unlock(&remote->lock);
+		if (done)
+			return err;
+		if (ask) {
+			BUILD(MXFS_FSOP_FORCE, NULL);
+
+			build.flags = MXFS_REQ_KERNEL;
+			mxfs_count(sbi, MXFS_COUNT_COMMIT_ASK);
+			err = run_simple(sbi, &build, NULL, NULL);
+			spin_lock(&remote->lock);
+			remote->forcing = false;
+			spin_unlock(&remote->lock);
+			wake_up_all(&remote->room);
+			if (err)
+				return err;
+		} else {
+			/* One commit for many. If it began too early for us, we ask for the next. */
+			wait_event_state(remote->room, !READ_ONCE(remote->forcing),
+					 (TASK_UNINTERRUPTIBLE | TASK_FREEZABLE_UNSAFE));
+		}
+	}
+}
+
+static void commit_work(struct work_struct *work)
+{
+	struct mxfs_remote *remote = container_of(to_delayed_work(work), struct mxfs_remote, commit);
+	struct mxfs_sb_info *sbi = remote->sbi;
+	int err = mxfs_gate_try_enter(sbi);
+
+	if (err == -EAGAIN && READ_ONCE(remote->kept_count) && !READ_ONCE(remote->error))
+		queue_delayed_work(system_unbound_wq, &remote->commit, msecs_to_jiffies(MXFS_COMMIT_PAUSE_MS));
+	if (err)
+		return;
+	mxfs_remote_settle(sbi); /* an error is the fence's, or told by the next who asks */
+	mxfs_gate_leave(sbi);
 }
 
 static int remote_syncfs(struct mxfs_sb_info *sbi)
@@ -868,6 +1168,22 @@ static int remote_reap(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh)
 
 /* ---------------------------------------------------------------- flock and fcntl */
 
+/* Made by this node, and not durable yet. */
+static bool is_new(struct mxfs_remote *remote, const struct mxfs_fh *fh)
+{
+	const struct call *call;
+	bool found = false;
+
+	spin_lock(&remote->lock);
+	list_for_each_entry(call, &remote->kept, list) {
+		found = call->made.ino == fh->ino && call->made.gen == fh->gen;
+		if (found)
+			break;
+	}
+	spin_unlock(&remote->lock);
+	return found;
+}
+
 static int cancel_lock_wait(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64 seq)
 {
 	BUILD(MXFS_FSOP_CANCELLK, fh);
@@ -913,6 +1229,9 @@ static int remote_setlk(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, cons
 	BUILD(MXFS_FSOP_SETLK, fh);
 
 	mxfs_fsop_put_lk(&build.args, lk);
+	/* What could get another number by a takeover could not be found again by its lock. */
+	if (lk->type != F_UNLCK && is_new(sbi->remote, fh))
+		build.flags = MXFS_REQ_DURABLE;
 	if (lk->wait && lk->type != F_UNLCK)
 		return wait_for_lock(sbi, fh, lk, &build);
 	build.args.flags &= ~cpu_to_le32(MXFS_LK_WAIT);
@@ -1010,7 +1329,7 @@ static void remote_forget(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh)
 
 const struct mxfs_backend mxfs_remote_backend = {
 	.name = "remote",
-	.answers_durable = true,
+	.settle = mxfs_remote_settle,
 	.getroot = remote_getroot,
 	.lookup = remote_lookup,
 	.getattr = remote_getattr,
@@ -1042,6 +1361,497 @@ const struct mxfs_backend mxfs_remote_backend = {
 	.forget = remote_forget,
 };
 
+/* ---------------------------------------------------------------- another holder: what was kept, and lost, is done again */
+
+static void *args_of(const struct call *call)
+{
+	const struct mxfs_fsop_request *req = call->payload;
+
+	return call->payload + sizeof(*req) + le32_to_cpu(req->ngroups) * sizeof(__le32);
+}
+
+static void get_objects(const struct call *call, struct mxfs_fh *h, struct mxfs_fh *h2)
+{
+	struct mxfs_fsop_args args;
+
+	memcpy(&args, args_of(call), sizeof(args));
+	mxfs_fsop_get_handle(h, &args.h);
+	mxfs_fsop_get_handle(h2, &args.h2);
+}
+
+static bool same_fh(const struct mxfs_fh *a, const struct mxfs_fh *b)
+{
+	return a->ino == b->ino && a->gen == b->gen;
+}
+
+/* Under send_mutex and remote->lock: what `by`, of the numbering `was`, had made is called `to` from now on, in numbering `now`. */
+static void rename_in_call(struct call *call, const struct mxfs_fh *from, const struct mxfs_fh *to, u32 was, u32 now)
+{
+	struct mxfs_fsop_args args;
+	struct mxfs_fh h, h2;
+
+	get_objects(call, &h, &h2);
+	memcpy(&args, args_of(call), sizeof(args));
+	if (call->ns == was && same_fh(&h, from)) {
+		mxfs_fsop_put_handle(&args.h, to);
+		call->ns = now;
+	}
+	if (call->ns2 == was && same_fh(&h2, from)) {
+		mxfs_fsop_put_handle(&args.h2, to);
+		call->ns2 = now;
+	}
+	memcpy(args_of(call), &args, sizeof(args));
+}
+
+bool mxfs_remote_translate(struct mxfs_sb_info *sbi, struct mxfs_fh *fh)
+{
+	const struct moved *moved;
+
+	/* Made and read by the replay alone. */
+	list_for_each_entry(moved, &sbi->remote->moved, list) {
+		if (same_fh(&moved->from, fh)) {
+			*fh = moved->to;
+			return true;
+		}
+	}
+	return false;
+}
+
+u32 mxfs_remote_numbering(struct mxfs_sb_info *sbi)
+{
+	return atomic_read(&sbi->remote->numbering);
+}
+
+static void forget_moved(struct mxfs_remote *remote)
+{
+	struct moved *moved, *next;
+
+	list_for_each_entry_safe(moved, next, &remote->moved, list)
+		kfree(moved);
+	INIT_LIST_HEAD(&remote->moved);
+}
+
+/* What the kept call had made has been made again as `to`, in the numbering of `gen`. */
+static void note_moved(struct mxfs_remote *remote, struct call *by, const struct mxfs_fh *to, u32 gen)
+{
+	struct moved *moved, *new = kzalloc(sizeof(*new), GFP_NOFS | __GFP_NOFAIL);
+	struct call *call;
+
+	list_for_each_entry(moved, &remote->moved, list) {
+		if (same_fh(&moved->from, &by->known)) { /* of an earlier try of this replay */
+			moved->to = *to;
+			kfree(new);
+			new = NULL;
+			break;
+		}
+	}
+	if (new) {
+		new->from = by->known;
+		new->to = *to;
+		list_add_tail(&new->list, &remote->moved);
+	}
+	/* Calls are built behind the gate, which is shut: all there are stand in these lists. */
+	mutex_lock(&remote->send_mutex);
+	spin_lock(&remote->lock);
+	list_for_each_entry(call, &remote->kept, list)
+		rename_in_call(call, &by->made, to, by->kept_gen, gen);
+	list_for_each_entry(call, &remote->pending, list)
+		if (!call->origin)
+			rename_in_call(call, &by->made, to, by->kept_gen, gen);
+	list_for_each_entry(call, &remote->starting, list)
+		rename_in_call(call, &by->made, to, by->kept_gen, gen);
+	spin_unlock(&remote->lock);
+	mutex_unlock(&remote->send_mutex);
+}
+
+/* Enters the call in its place by seq, sends it, and waits for its answer. ANOTHER_HOLDER: there is another holder meanwhile. */
+static int run_in_replay(struct mxfs_remote *remote, struct call *call, bool numbered, u32 gen)
+{
+	struct call *before;
+	bool ended;
+	int err = 0;
+
+	spin_lock(&remote->lock);
+	if (remote->error) {
+		err = remote->error;
+	} else if (remote->gen != gen) {
+		err = ANOTHER_HOLDER;
+	} else {
+		if (!numbered)
+			call->seq = remote->next_seq++;
+		list_for_each_entry_reverse(before, &remote->pending, list)
+			if (before->seq < call->seq)
+				break;
+		refcount_inc(&call->ref);
+		hash_add(remote->calls, &call->hash, call->seq);
+		list_add(&call->list, &before->list);
+		remote->pending_count++;
+	}
+	spin_unlock(&remote->lock);
+	if (err)
+		return err;
+	call_send(remote, call);
+	wait_event_idle(remote->room, READ_ONCE(call->ended) || READ_ONCE(remote->gen) != gen);
+	spin_lock(&remote->lock);
+	ended = call->ended;
+	if (!ended)
+		call_leave(remote, call);
+	spin_unlock(&remote->lock);
+	if (!ended) {
+		call_put(call); /* the list's reference */
+		return ANOTHER_HOLDER;
+	}
+	return 0;
+}
+
+/* What the holder, perhaps this node itself, says to a call. The reply's head is filled if it has said something. */
+static int ask_holder(struct mxfs_remote *remote, struct call *call, bool numbered, u32 gen, struct mxfs_fsop_reply *head)
+{
+	struct mxfs_sb_info *sbi = remote->sbi;
+	struct mxfs_fsop_request *req = call->payload;
+	struct result result = {};
+	int err = ANOTHER_HOLDER;
+
+	memset(head, 0, sizeof(*head));
+	mutex_lock(&sbi->role_mutex);
+	if (READ_ONCE(sbi->role) == MXFS_ROLE_HOLDER && sbi->lower) {
+		if (!numbered)
+			call->seq = U64_MAX; /* of no list */
+		req->seq = cpu_to_le64(call->seq);
+		req->acked = 0;
+		req->node = cpu_to_le32(sbi->node);
+		req->incarnation = cpu_to_le32(sbi->incarnation);
+		err = mxfs_exec_replay_own(sbi, call->payload, call->len, head);
+		mutex_unlock(&sbi->role_mutex);
+		return err;
+	}
+	mutex_unlock(&sbi->role_mutex);
+	err = run_in_replay(remote, call, numbered, gen);
+	if (err)
+		return err;
+	err = call_result(call, &result);
+	*head = result.head;
+	return err;
+}
+
+/* 0: *change is its version. -ESTALE: there is no such object. */
+static int ask_version(struct mxfs_remote *remote, const struct mxfs_fh *fh, u32 gen, u64 *change)
+{
+	struct mxfs_fsop_reply head;
+	struct call *call;
+	int err;
+	BUILD(MXFS_FSOP_GETATTR, fh);
+
+	build.flags = MXFS_REQ_KERNEL;
+	call = call_new(&build, false);
+	if (IS_ERR(call))
+		return PTR_ERR(call);
+	err = ask_holder(remote, call, false, gen, &head);
+	call_put(call);
+	*change = le64_to_cpu(head.attr.change);
+	return err == -ENOENT ? -ESTALE : err;
+}
+
+/* The first kept call that has not been judged, or not been done again, in this generation; with a reference. */
+static struct call *next_kept(struct mxfs_remote *remote, u32 gen, bool judged, int *err)
+{
+	struct call *call, *found = NULL;
+
+	spin_lock(&remote->lock);
+	*err = remote->error ? remote->error : remote->gen != gen ? ANOTHER_HOLDER : 0;
+	list_for_each_entry(call, &remote->kept, list) {
+		if (*err || call->kept_gen == gen || (call->change == 0) != judged)
+			continue;
+		refcount_inc(&call->ref);
+		found = call;
+		break;
+	}
+	spin_unlock(&remote->lock);
+	return found;
+}
+
+static void drop_kept(struct mxfs_remote *remote, struct call *call)
+{
+	spin_lock(&remote->lock);
+	if (!list_empty(&call->list)) {
+		list_del_init(&call->list);
+		remote->kept_count--;
+		refcount_dec(&call->ref); /* the caller has one */
+	}
+	spin_unlock(&remote->lock);
+}
+
+/* Whether one of its objects was made by a kept call that is lost: then it is lost as well. */
+static bool is_of_lost(struct mxfs_remote *remote, struct call *call)
+{
+	struct mxfs_fh h, h2;
+	struct call *other;
+	bool lost = false;
+
+	get_objects(call, &h, &h2);
+	spin_lock(&remote->lock);
+	list_for_each_entry(other, &remote->kept, list) {
+		if (other == call)
+			break;
+		if (other->change || !other->made.ino)
+			continue;
+		lost = lost || (call->ns == other->kept_gen && same_fh(&other->made, &h)) ||
+		       (call->ns2 == other->kept_gen && same_fh(&other->made, &h2));
+	}
+	spin_unlock(&remote->lock);
+	return lost;
+}
+
+/*
+ * Done or lost, of all before anything is done again. An answer for an object serves all calls of the same object, which stand
+ * together mostly.
+ */
+static int judge_kept(struct mxfs_remote *remote, u32 gen)
+{
+	struct mxfs_fh h, h2, asked = {};
+	struct call *call;
+	u64 change = 0;
+	int err, said = 0;
+	bool lost;
+
+	while ((call = next_kept(remote, gen, false, &err))) {
+		get_objects(call, &h, &h2);
+		lost = is_of_lost(remote, call);
+		if (!lost && !same_fh(&h, &asked)) {
+			said = ask_version(remote, &h, gen, &change);
+			if (said == ANOTHER_HOLDER || READ_ONCE(remote->error)) {
+				call_put(call);
+				return READ_ONCE(remote->error) ?: said;
+			}
+			if (said && said != -ESTALE)
+				mxfs_err(remote->sbi, "inode %llu: the new holder does not tell its version (%d): what was done to it is done again",
+					 h.ino, said);
+			asked = h;
+		}
+		/* Gone is what was removed by an operation behind it, which is there as well then. */
+		if (lost || (said ? said != -ESTALE : change < call->change))
+			call->change = 0; /* read by this work alone from here on */
+		else
+			drop_kept(remote, call); /* a log that was replayed is durable */
+		call_put(call);
+	}
+	return err;
+}
+
+/* It was acknowledged, and cannot be had again. Not silent, and not seen by anybody else. */
+static void replay_failed(struct mxfs_remote *remote, struct call *call, int error)
+{
+	struct mxfs_sb_info *sbi = remote->sbi;
+	struct mxfs_fh h, h2;
+
+	get_objects(call, &h, &h2);
+	mxfs_err(sbi, "operation %u on inode %llu, answered by the earlier holder and lost with it, fails with %d at the new one: it is undone here",
+		 call->op, h.ino, error);
+	errseq_set(&sbi->sb->s_wb_err, error);
+}
+
+static int redo_kept(struct mxfs_remote *remote, u32 gen, bool *failed)
+{
+	struct mxfs_fsop_reply reply;
+	struct call *call, *again;
+	struct mxfs_fh made;
+	int err, said;
+
+	while ((call = next_kept(remote, gen, true, &err))) {
+		again = kzalloc(sizeof(*again), GFP_NOFS | __GFP_NOFAIL);
+		refcount_set(&again->ref, 1);
+		INIT_LIST_HEAD(&again->list);
+		init_completion(&again->done);
+		again->op = call->op;
+		again->seq = call->seq;
+		again->origin = call; /* takes the reference */
+		mutex_lock(&remote->send_mutex);
+		((struct mxfs_fsop_request *)call->payload)->flags |= cpu_to_le32(MXFS_REQ_REPLAY);
+		again->payload = call->payload;
+		again->len = call->len;
+		mutex_unlock(&remote->send_mutex);
+		said = ask_holder(remote, again, true, gen, &reply);
+		if (said == ANOTHER_HOLDER || READ_ONCE(remote->error)) {
+			call_put(again);
+			return said == ANOTHER_HOLDER ? said : READ_ONCE(remote->error);
+		}
+		mxfs_count(remote->sbi, MXFS_COUNT_REDONE);
+		if (said) {
+			replay_failed(remote, call, said);
+			*failed = true;
+		}
+		mxfs_fsop_get_handle(&made, &reply.attr.handle);
+		if (!said && call->made.ino && made.ino && !same_fh(&call->made, &made)) {
+			note_moved(remote, call, &made, gen);
+			call->made = made;
+		}
+		if (!said && (le32_to_cpu(reply.flags) & MXFS_REPLY_EARLY)) {
+			spin_lock(&remote->lock);
+			if (remote->gen == gen) {
+				call->kept_gen = gen;
+				call->stamp = le64_to_cpu(reply.stamp);
+				call->change = le64_to_cpu(call->op == MXFS_FSOP_SETATTR || call->op == MXFS_FSOP_RENAME ?
+								   reply.attr.change :
+								   reply.attr2.change);
+			}
+			spin_unlock(&remote->lock);
+		} else {
+			drop_kept(remote, call);
+		}
+		call_put(again);
+	}
+	return err;
+}
+
+/* This node is the holder, and what it had kept is done: its own log takes it over. */
+static int commit_own(struct mxfs_remote *remote)
+{
+	struct mxfs_sb_info *sbi = remote->sbi;
+	struct call *call, *next;
+	LIST_HEAD(done);
+	bool own;
+	int err = 0;
+
+	mutex_lock(&sbi->role_mutex);
+	own = READ_ONCE(sbi->role) == MXFS_ROLE_HOLDER && sbi->lower;
+	if (own)
+		err = mxfs_lower_commit(sbi);
+	mutex_unlock(&sbi->role_mutex);
+	if (!own || err)
+		return err;
+	spin_lock(&remote->lock);
+	list_for_each_entry_safe(call, next, &remote->kept, list) {
+		if (call->kept_gen != remote->gen)
+			continue;
+		list_move_tail(&call->list, &done);
+		remote->kept_count--;
+	}
+	spin_unlock(&remote->lock);
+	put_all(&done);
+	return 0;
+}
+
+/* The inodes have their new numbers. */
+static void known_now(struct mxfs_remote *remote)
+{
+	struct call *call;
+
+	forget_moved(remote);
+	spin_lock(&remote->lock);
+	list_for_each_entry(call, &remote->kept, list)
+		call->known = call->made;
+	spin_unlock(&remote->lock);
+}
+
+static void open_gate(struct mxfs_remote *remote)
+{
+	int count = atomic_xchg(&remote->held, 0);
+
+	while (count-- > 0)
+		mxfs_gate_open(remote->sbi);
+}
+
+static void replay_work(struct work_struct *work)
+{
+	struct mxfs_remote *remote = container_of(work, struct mxfs_remote, replay);
+	struct mxfs_sb_info *sbi = remote->sbi;
+	ktime_t began = ktime_get();
+	unsigned int count;
+	bool failed = false;
+	int err;
+	u32 gen;
+
+	do {
+		spin_lock(&remote->lock);
+		gen = remote->gen;
+		count = remote->kept_count;
+		spin_unlock(&remote->lock);
+		err = judge_kept(remote, gen);
+		if (!err)
+			err = redo_kept(remote, gen, &failed);
+		if (!err && !list_empty(&remote->moved)) {
+			atomic_inc(&remote->numbering);
+			mxfs_inodes_moved(sbi);
+			mxfs_dlm_tell_moved(sbi);
+			known_now(remote);
+		}
+		if (!err)
+			err = commit_own(remote);
+		spin_lock(&remote->lock);
+		if (!err && remote->gen != gen)
+			err = ANOTHER_HOLDER;
+		if (err != ANOTHER_HOLDER)
+			remote->replaying = false;
+		spin_unlock(&remote->lock);
+	} while (err == ANOTHER_HOLDER);
+	if (err && !mxfs_gate_fenced(&sbi->gate))
+		mxfs_fence(sbi, "what the earlier holder had acknowledged could not be done again");
+	if (count)
+		mxfs_info(sbi, "another holder: %u operations were not known to be durable; looked at, and those that were lost done again, in %lld ms",
+			  count, ktime_ms_delta(ktime_get(), began));
+	send_again(remote, true);
+	wake_up_all(&remote->room);
+	open_gate(remote);
+	if (failed && !mxfs_gate_fenced(&sbi->gate))
+		mxfs_cache_invalidate(sbi, 0); /* writes pages out, by the gate */
+}
+
+bool mxfs_remote_follow(struct mxfs_sb_info *sbi, u32 holder)
+{
+	struct mxfs_remote *remote = sbi->remote;
+	bool changed;
+
+	spin_lock(&remote->lock);
+	changed = remote->holder != holder;
+	if (changed) {
+		remote->holder = holder;
+		remote->gen++;
+		remote->session = 0;
+		remote->committed = 0;
+		if (remote->kept_count)
+			remote->replaying = true;
+	}
+	spin_unlock(&remote->lock);
+	if (changed)
+		wake_up_all(&remote->room);
+	return changed;
+}
+
+void mxfs_remote_hold_gate(struct mxfs_sb_info *sbi, u32 holder)
+{
+	struct mxfs_remote *remote = sbi->remote;
+	bool hold;
+
+	if (!remote)
+		return;
+	spin_lock(&remote->lock);
+	hold = remote->holder != holder && (remote->kept_count || remote->replaying);
+	spin_unlock(&remote->lock);
+	if (!hold)
+		return;
+	/* Those inside wait for answers that come when this is over. */
+	mxfs_gate_shut(sbi, "operations of the earlier holder are done again", true);
+	atomic_inc(&remote->held);
+}
+
+void mxfs_remote_drain(struct mxfs_sb_info *sbi)
+{
+	struct mxfs_remote *remote = sbi->remote;
+
+	if (!remote || !READ_ONCE(remote->kept_count) || READ_ONCE(sbi->role) != MXFS_ROLE_MEMBER)
+		return;
+	queue_work(system_unbound_wq, &remote->drain);
+	wait_event(sbi->gate.wait, !READ_ONCE(remote->kept_count) || READ_ONCE(sbi->gate.force) || READ_ONCE(remote->error));
+}
+
+static void drain_work(struct work_struct *work)
+{
+	struct mxfs_remote *remote = container_of(work, struct mxfs_remote, drain);
+
+	mxfs_remote_settle(remote->sbi); /* without the gate: it is shut, but at the holder it is open yet */
+	wake_up_all(&remote->sbi->gate.wait);
+}
+
 /* ---------------------------------------------------------------- the mount */
 
 int mxfs_remote_init(struct mxfs_sb_info *sbi)
@@ -1056,6 +1866,13 @@ int mxfs_remote_init(struct mxfs_sb_info *sbi)
 	hash_init(remote->calls);
 	INIT_LIST_HEAD(&remote->pending);
 	INIT_LIST_HEAD(&remote->lock_waits);
+	INIT_LIST_HEAD(&remote->kept);
+	INIT_LIST_HEAD(&remote->starting);
+	atomic_set(&remote->numbering, 1);
+	INIT_LIST_HEAD(&remote->moved);
+	INIT_DELAYED_WORK(&remote->commit, commit_work);
+	INIT_WORK(&remote->replay, replay_work);
+	INIT_WORK(&remote->drain, drain_work);
 	init_waitqueue_head(&remote->room);
 	mutex_init(&remote->send_mutex);
 	mutex_init(&remote->receive_mutex);
@@ -1072,22 +1889,36 @@ void mxfs_remote_destroy(struct mxfs_sb_info *sbi)
 		return;
 	mxfs_remote_fail(sbi, -EIO);
 	cancel_delayed_work_sync(&remote->retry);
+	cancel_work_sync(&remote->replay);
+	cancel_work_sync(&remote->drain);
+	cancel_delayed_work_sync(&remote->commit);
+	forget_moved(remote);
 	sbi->remote = NULL;
 	kfree(remote);
 }
 
-void mxfs_remote_resend(struct mxfs_sb_info *sbi)
+void mxfs_remote_resend(struct mxfs_sb_info *sbi, bool all)
 {
 	struct mxfs_remote *remote = sbi->remote;
+	bool replay;
 
-	if (sbi->role == MXFS_ROLE_HOLDER)
+	if (all && sbi->role == MXFS_ROLE_HOLDER)
 		end_all(remote, &remote->lock_waits, MXFS_LOCKTAB_RETRY);
-	send_again(remote, true);
+	if (all)
+		send_again(remote, true);
+	spin_lock(&remote->lock);
+	replay = remote->replaying;
+	spin_unlock(&remote->lock);
+	if (replay)
+		queue_work(system_unbound_wq, &remote->replay); /* ends with the rest of what is pending, and the gate */
+	else
+		open_gate(remote);
 }
 
 void mxfs_remote_fail(struct mxfs_sb_info *sbi, int error)
 {
 	struct mxfs_remote *remote = sbi->remote;
+	struct call *call;
 
 	if (!remote)
 		return;
@@ -1097,4 +1928,18 @@ void mxfs_remote_fail(struct mxfs_sb_info *sbi, int error)
 	wake_up_all(&remote->room);
 	end_all(remote, &remote->pending, error);
 	end_all(remote, &remote->lock_waits, error);
+	/* What was acknowledged and not committed is for the holder that has it; or lost with that one, and this node. */
+	for (;;) {
+		spin_lock(&remote->lock);
+		call = list_first_entry_or_null(&remote->kept, struct call, list);
+		if (call) {
+			list_del_init(&call->list);
+			remote->kept_count--;
+		}
+		spin_unlock(&remote->lock);
+		if (!call)
+			break;
+		call_put(call);
+	}
+	wake_up_all(&sbi->gate.wait);
 }

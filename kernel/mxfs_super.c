@@ -1020,6 +1020,9 @@ out:
 void mxfs_super_gate(struct mxfs_sb_info *sbi, u64 req_id, bool open, const char *reason, bool force)
 {
 	mxfs_daemon_gate(sbi, &sbi->daemon_shut, open, reason, force);
+	/* A hand-over: what this holder has answered shall not be the next one's to find out. */
+	if (!open && !force)
+		mxfs_remote_drain(sbi);
 	mxfs_nl_done(sbi, req_id, 0, NULL);
 }
 
@@ -1034,8 +1037,11 @@ void mxfs_super_recovery(struct mxfs_sb_info *sbi, bool start, u32 node)
 
 static void mxfs_view_taken(struct mxfs_sb_info *sbi, u64 epoch, u32 holder, bool resend)
 {
+	bool followed;
+
 	WRITE_ONCE(sbi->epoch, epoch);
 	WRITE_ONCE(sbi->holder, holder);
+	followed = mxfs_remote_follow(sbi, holder);
 	/* Before the gate opens, here and at the holder: nobody else can be granted them in between. */
 	if (sbi->locks_at && sbi->locks_at != holder)
 		mxfs_flock_reclaim(sbi);
@@ -1045,8 +1051,7 @@ static void mxfs_view_taken(struct mxfs_sb_info *sbi, u64 epoch, u32 holder, boo
 		mxfs_maps_stop(sbi);
 		mxfs_maps_start(sbi);
 	}
-	if (resend)
-		mxfs_remote_resend(sbi);
+	mxfs_remote_resend(sbi, resend || followed);
 	cmpxchg(&sbi->kstate, MXFS_KSTATE_DETACHED, MXFS_KSTATE_RUNNING);
 }
 
@@ -1134,6 +1139,8 @@ static int mxfs_sbi_start(struct mxfs_sb_info *sbi, struct super_block *sb)
 		err = mxfs_remote_init(sbi);
 	if (!err)
 		err = mxfs_exec_init(sbi);
+	if (!err)
+		err = mxfs_socks_init(sbi);
 	if (err)
 		return err;
 	mxfs_lock_init(sbi, &sbi->rename_lock, &mxfs_rename_lock_ops, sbi, MXFS_RES_SUPER, 0, MXFS_SUPER_RENAME);
@@ -1149,10 +1156,12 @@ static void mxfs_sbi_stop(struct mxfs_sb_info *sbi)
 		mxfs_nl_flush(sbi);
 	if (sbi->daemon)
 		flush_workqueue(sbi->daemon->wq);
+	mxfs_socks_stop(sbi);
 	if (sbi->exec)
 		mxfs_exec_destroy(sbi);
 	if (sbi->remote)
 		mxfs_remote_destroy(sbi);
+	mxfs_socks_destroy(sbi);
 	if (sbi->ls) {
 		if (sbi->rename_lock.sbi)
 			mxfs_lock_destroy(&sbi->rename_lock);
@@ -1470,7 +1479,7 @@ static void mxfs_kill_sb(struct super_block *sb)
 		kill_anon_super(sb);
 		return;
 	}
-	started = sbi->exec; /* the last of the parts */
+	started = sbi->socks; /* the last of the parts */
 	leave_ms = was_mounted ? sbi->opt.startup_ms ?: MXFS_STARTUP_MS_DEFAULT : MXFS_FAILED_MS;
 	if (started) {
 		/* From here on nothing of ours pins an inode. */

@@ -51,6 +51,7 @@ struct mxfs_vnode {
 	/* Opens of this node against unlinks of this node; taken after the DLM locks, before the gate. */
 	struct mutex open_mutex;
 	u64 attr_seq;	/* under i_lock */
+	u32 renumbered;	/* mxfs_remote_numbering() when it got its number by a takeover; 0: never */
 	u64 names_seq;	/* rises when names are to be looked up again though the lock was not lost */
 	unsigned long state;
 	struct work_struct last_close;

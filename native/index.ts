@@ -588,6 +588,17 @@ export function dupFd(fd: number): number {
   return addon.dupFd(fd);
 }
 
+/**
+ * Nothing is read from a connected socket any more, at once: what comes is for somebody else who has its descriptor. (pause() would go
+ * on reading until a buffer is full.)
+ */
+export function stopReading(socket: TcpSocket): void {
+  const handle: unknown = Reflect.get(socket, "_handle");
+  const stop: unknown = Reflect.get(Object(handle), "readStop");
+  if (typeof stop !== "function") throw new Error("socket cannot be stopped from reading: it is closed");
+  Reflect.apply(stop, handle, []);
+}
+
 /** SO_BINDTODEVICE on a socket; an empty name undoes it. ENODEV for an unknown interface. */
 export function setBindToDevice(fd: number, interfaceName: string): void {
   addon.setBindToDevice(fd, interfaceName);

@@ -13,6 +13,10 @@
  * is SETLK: taking a lock that the owner has got already is granted. A member sends no seq of MXFS_FSOP_WINDOW_MAX or
  * more above its `acked`, so what the holder keeps is bounded.
  *
+ * Durable: the holder forces its log before it answers, unless it says MXFS_REPLY_EARLY. What was answered early is durable
+ * when a reply of the same `session` says `committed` >= its `stamp`; until then the member keeps the request, and after a
+ * takeover, if it was lost, sends it to the next holder. docs/interfaces.md, "Early answers".
+ *
  * Order: the holder executes one member's operations on one object (h, h2) in the order in which they arrive; those that
  * only read may overlap each other.
  */
@@ -29,7 +33,9 @@
 #define MXFS_FSOP_WINDOW_MAX 1024   /* how far a seq may be ahead of `acked`; further callers wait */
 #define MXFS_FSOP_LOCK_WAITS_MAX 4096 /* waiting SETLKs per mount; further ones get ENOLCK */
 #define MXFS_FSOP_RETRY_MS 1000     /* a RETRY of the same epoch is obeyed after this time, or at the next view */
-#define MXFS_FSOP_VERSION 1
+#define MXFS_FSOP_VERSION 2
+#define MXFS_FSOP_KEPT_MAX 256      /* answered operations that a member keeps until they are committed; further ones wait */
+#define MXFS_FSOP_COMMIT_MS 1000    /* a member asks for a commit so long after the first of them, at the latest */
 
 enum mxfs_fsop_op {
 	MXFS_FSOP_GETROOT = 1,
@@ -61,8 +67,9 @@ enum mxfs_fsop_op {
 	MXFS_FSOP_COMMIT = 27,   /* what was written by a map is valid from now on: size, mtime, and ranges in data */
 	MXFS_FSOP_COPY = 28,     /* from h2 at `size` to h at `offset`; MXFS_COPY_* in flags */
 	MXFS_FSOP_SEEK = 29,     /* SEEK_DATA or SEEK_HOLE in flags, from `offset`; the position in `value` */
+	MXFS_FSOP_FORCE = 30,    /* the log alone: every change of metadata executed before is durable afterwards */
 };
-#define MXFS_FSOP_OP_MAX 29
+#define MXFS_FSOP_OP_MAX 30
 
 #define MXFS_UNLINK_DIR 1    /* rmdir */
 #define MXFS_UNLINK_PARK 2   /* somebody has it open: move to .mxfs/orphans instead of freeing */
@@ -105,6 +112,25 @@ struct mxfs_handle {
 	__le32 generation;
 	__le32 pad;
 };
+
+/*
+ * Between two kernels, on a connection that the daemons have authenticated (MXFS_CMD_FSOP_SOCKET): a request or reply payload behind each.
+ * 24 bytes. What is longer than MXFS_FSOP_FRAME_MAX goes by the daemons, and so does everything where there is no such
+ * connection, or `encrypt` is on. A connection that breaks loses what is on its way: the member sends it again.
+ */
+struct mxfs_fsop_frame {
+	__le32 magic;    /* MXFS_FSOP_FRAME_MAGIC */
+	__le32 kind;     /* enum mxfs_fsop_frame_kind */
+	__le64 id;       /* seq */
+	__le32 length;   /* of the payload, 1..MXFS_FSOP_FRAME_MAX */
+	__le32 pad;
+};
+enum mxfs_fsop_frame_kind {
+	MXFS_FRAME_REQUEST = 1,
+	MXFS_FRAME_REPLY = 2,
+};
+#define MXFS_FSOP_FRAME_MAGIC 0x4652414D
+#define MXFS_FSOP_FRAME_MAX 65536
 
 /* Attributes as the lower XFS has them. 128 bytes. */
 struct mxfs_wire_attr {
@@ -158,6 +184,7 @@ struct mxfs_fsop_request {
 };
 #define MXFS_REQ_KERNEL 1 /* written back by the kernel, not on behalf of a process: no permission checks */
 #define MXFS_REQ_REPLAY 2 /* sent to an earlier holder, which may have executed it: what is done already is well done */
+#define MXFS_REQ_DURABLE 4 /* not to be answered early; SETLK: what was done before is durable first */
 
 /*
  * Arguments, one shape for all operations; 136 bytes. Fields an operation does not use are zero.
@@ -192,7 +219,7 @@ struct mxfs_fsop_args {
 #define MXFS_LK_WAIT 2
 #define MXFS_LK_RECLAIM 4 /* granted by the holder before this one; executed while the gates are still shut */
 
-/* 296 bytes, then data. RENAME: attr is the old parent, attr2 the new one. */
+/* 320 bytes, then data. RENAME: attr is the old parent, attr2 the new one. */
 struct mxfs_fsop_reply {
 	__le32 magic;
 	__le16 op;
@@ -202,12 +229,16 @@ struct mxfs_fsop_reply {
 	__le32 data_len;
 	__le64 value;            /* bytes done, next cookie, xattr size */
 	__le32 flags;            /* MXFS_REPLY_* */
-	__le32 pad;
+	__le32 holder;           /* who answers */
 	struct mxfs_wire_attr attr;  /* the object, after the operation; handle.ino 0: absent */
 	struct mxfs_wire_attr attr2; /* the parent, after the operation; handle.ino 0: absent */
+	__le64 session;              /* names one mount of the XFS by one holder; never 0 */
+	__le64 stamp;                /* how many changes of metadata this session had seen when this one was done */
+	__le64 committed;            /* how many of them are durable */
 };
 
-#define MXFS_REPLY_EOF 1 /* READDIR: nothing behind these entries */
+#define MXFS_REPLY_EOF 1   /* READDIR: nothing behind these entries */
+#define MXFS_REPLY_EARLY 2 /* done, durable when `committed` reaches `stamp` */
 
 /* Directory entries in READDIR's data, packed; 24 bytes and the name, each padded to 8 bytes. */
 struct mxfs_wire_dirent {

@@ -103,8 +103,13 @@ enum mxfs_cmd {
 	MXFS_CMD_VOLUME_ERROR = 24,
 	/* D->K: lists the mounts: one answer for each (dump): MOUNT_ID, DEVICE, VOLUME, STATE, ROLE, PID. */
 	MXFS_CMD_VOLUME_MOUNT = 25,
+	/*
+	 * D->K: NODE, INCARNATION, FD: a TCP connection with that node, both ends authenticated, nothing on its way. The kernel takes it
+	 * over, in place of one it has already, and sends fsops by it (struct mxfs_fsop_frame). The daemon closes its descriptor.
+	 */
+	MXFS_CMD_FSOP_SOCKET = 26,
 };
-#define MXFS_CMD_MAX 25
+#define MXFS_CMD_MAX 26
 
 enum mxfs_attr_id {
 	MXFS_A_UNSPEC = 0,
@@ -143,8 +148,9 @@ enum mxfs_attr_id {
 	MXFS_A_DEVICE = 33,        /* string */
 	MXFS_A_PAD = 34,
 	MXFS_A_SOLO = 35,          /* u32, 0 or 1 */
+	MXFS_A_FD = 36,            /* u32: a descriptor of the sending process */
 };
-#define MXFS_A_MAX 35
+#define MXFS_A_MAX 36
 
 /* The kernel's state of a mount. */
 enum mxfs_kstate {

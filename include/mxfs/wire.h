@@ -39,6 +39,11 @@
 
 /* Flags of HELLO; any other is refused. */
 #define MXFS_HELLO_ENCRYPT 0x1
+/*
+ * Said by who dialled: this connection is for the kernels. Who was dialled gives it to its own when AUTH was right, then sends PING;
+ * at that the other side does. Nothing else is sent on it before. Not with MXFS_HELLO_ENCRYPT on either side: then it is closed.
+ */
+#define MXFS_HELLO_FSOP 0x2
 
 /* Sealed records: longest plain text, tag, bytes; records under one key. */
 #define MXFS_SEAL_PLAIN_MAX 131072

@@ -48,7 +48,7 @@ class Client {
 
   constructor(readonly encrypt: boolean) {
     this.#net = new PeerNetwork(
-      { self: SELF, incarnation: 1, volume: VOLUME, port: 0, iface: null, encrypt, silenceMs: SILENCE_MS },
+      { self: SELF, incarnation: 1, volume: VOLUME, port: 0, iface: null, encrypt, silenceMs: SILENCE_MS, fsops: null },
       {
         up: () => this.#up(),
         lost: (_node, reason) => {

@@ -173,6 +173,7 @@ export const MXFS_WIRE_NONCE_SIZE = 32;
 export const MXFS_WIRE_MAC_SIZE = 32;
 export const MXFS_HANDSHAKE_BODY_MAX = 2048;
 export const MXFS_HELLO_ENCRYPT = 1;
+export const MXFS_HELLO_FSOP = 2;
 export const MXFS_SEAL_PLAIN_MAX = 131072;
 export const MXFS_SEAL_TAG_SIZE = 16;
 export const MXFS_SEAL_KEY_RECORDS = 4194304;
@@ -299,8 +300,8 @@ export const MXFS_GENL_NAME = "mxfs";
 export const MXFS_GENL_VERSION = 1;
 export const MXFS_NL_DATA_MAX = 32768;
 export const MXFS_NL_LOCKS_MAX = 256;
-export const MXFS_CMD_MAX = 25;
-export const MXFS_A_MAX = 35;
+export const MXFS_CMD_MAX = 26;
+export const MXFS_A_MAX = 36;
 
 export const MXFS_CMD_UNSPEC = 0;
 export const MXFS_CMD_DAEMON_ATTACH = 1;
@@ -328,6 +329,7 @@ export const MXFS_CMD_STATUS = 22;
 export const MXFS_CMD_DONE = 23;
 export const MXFS_CMD_VOLUME_ERROR = 24;
 export const MXFS_CMD_VOLUME_MOUNT = 25;
+export const MXFS_CMD_FSOP_SOCKET = 26;
 
 /** enum mxfs_cmd */
 export const Cmd = {
@@ -357,6 +359,7 @@ export const Cmd = {
   DONE: 23,
   VOLUME_ERROR: 24,
   VOLUME_MOUNT: 25,
+  FSOP_SOCKET: 26,
 } as const;
 export type Cmd = (typeof Cmd)[keyof typeof Cmd];
 export const CmdName: Readonly<Record<number, keyof typeof Cmd | undefined>> = {
@@ -386,6 +389,7 @@ export const CmdName: Readonly<Record<number, keyof typeof Cmd | undefined>> = {
   23: "DONE",
   24: "VOLUME_ERROR",
   25: "VOLUME_MOUNT",
+  26: "FSOP_SOCKET",
 };
 
 export const MXFS_A_UNSPEC = 0;
@@ -424,6 +428,7 @@ export const MXFS_A_COUNTERS = 32;
 export const MXFS_A_DEVICE = 33;
 export const MXFS_A_PAD = 34;
 export const MXFS_A_SOLO = 35;
+export const MXFS_A_FD = 36;
 
 /** enum mxfs_attr_id */
 export const AttrId = {
@@ -463,6 +468,7 @@ export const AttrId = {
   DEVICE: 33,
   PAD: 34,
   SOLO: 35,
+  FD: 36,
 } as const;
 export type AttrId = (typeof AttrId)[keyof typeof AttrId];
 export const AttrIdName: Readonly<Record<number, keyof typeof AttrId | undefined>> = {
@@ -502,6 +508,7 @@ export const AttrIdName: Readonly<Record<number, keyof typeof AttrId | undefined
   33: "DEVICE",
   34: "PAD",
   35: "SOLO",
+  36: "FD",
 };
 
 export const MXFS_KSTATE_STARTING = 1;
@@ -537,8 +544,10 @@ export const MXFS_FSOP_INFLIGHT_MAX = 256;
 export const MXFS_FSOP_WINDOW_MAX = 1024;
 export const MXFS_FSOP_LOCK_WAITS_MAX = 4096;
 export const MXFS_FSOP_RETRY_MS = 1000;
-export const MXFS_FSOP_VERSION = 1;
-export const MXFS_FSOP_OP_MAX = 29;
+export const MXFS_FSOP_VERSION = 2;
+export const MXFS_FSOP_KEPT_MAX = 256;
+export const MXFS_FSOP_COMMIT_MS = 1000;
+export const MXFS_FSOP_OP_MAX = 30;
 export const MXFS_UNLINK_DIR = 1;
 export const MXFS_UNLINK_PARK = 2;
 export const MXFS_MAKE_EXCL = 1;
@@ -564,16 +573,20 @@ export const MXFS_SET_KILL_SUID = 1024;
 export const MXFS_SET_KILL_SGID = 2048;
 export const MXFS_SET_KILL_PRIV = 4096;
 export const MXFS_FSOP_E_RETRY = 65536;
+export const MXFS_FSOP_FRAME_MAGIC = 1179795789;
+export const MXFS_FSOP_FRAME_MAX = 65536;
 export const MXFS_ATTR_PARKED = 1;
 export const MXFS_ATTR_IMMUTABLE = 2;
 export const MXFS_ATTR_APPEND = 4;
 export const MXFS_ATTR_HAS_ACL = 8;
 export const MXFS_REQ_KERNEL = 1;
 export const MXFS_REQ_REPLAY = 2;
+export const MXFS_REQ_DURABLE = 4;
 export const MXFS_LK_FLOCK = 1;
 export const MXFS_LK_WAIT = 2;
 export const MXFS_LK_RECLAIM = 4;
 export const MXFS_REPLY_EOF = 1;
+export const MXFS_REPLY_EARLY = 2;
 
 export const MXFS_FSOP_GETROOT = 1;
 export const MXFS_FSOP_LOOKUP = 2;
@@ -604,6 +617,7 @@ export const MXFS_FSOP_MAP = 26;
 export const MXFS_FSOP_COMMIT = 27;
 export const MXFS_FSOP_COPY = 28;
 export const MXFS_FSOP_SEEK = 29;
+export const MXFS_FSOP_FORCE = 30;
 
 /** enum mxfs_fsop_op */
 export const FsopOp = {
@@ -636,6 +650,7 @@ export const FsopOp = {
   COMMIT: 27,
   COPY: 28,
   SEEK: 29,
+  FORCE: 30,
 } as const;
 export type FsopOp = (typeof FsopOp)[keyof typeof FsopOp];
 export const FsopOpName: Readonly<Record<number, keyof typeof FsopOp | undefined>> = {
@@ -668,6 +683,21 @@ export const FsopOpName: Readonly<Record<number, keyof typeof FsopOp | undefined
   27: "COMMIT",
   28: "COPY",
   29: "SEEK",
+  30: "FORCE",
+};
+
+export const MXFS_FRAME_REQUEST = 1;
+export const MXFS_FRAME_REPLY = 2;
+
+/** enum mxfs_fsop_frame_kind */
+export const FsopFrameKind = {
+  REQUEST: 1,
+  REPLY: 2,
+} as const;
+export type FsopFrameKind = (typeof FsopFrameKind)[keyof typeof FsopFrameKind];
+export const FsopFrameKindName: Readonly<Record<number, keyof typeof FsopFrameKind | undefined>> = {
+  1: "REQUEST",
+  2: "REPLY",
 };
 
 export const MXFS_EXTENT_HOLE = 0;

@@ -10,6 +10,7 @@
 import {
   MXFS_FSOP_PAYLOAD_MAX,
   MXFS_HELLO_ENCRYPT,
+  MXFS_HELLO_FSOP,
   MXFS_NL_DATA_MAX,
   MXFS_NODE_COUNT_MAX,
   MXFS_ROLE_MEMBER,
@@ -50,7 +51,7 @@ export interface Hello {
   readonly flags: number;
 }
 
-const HELLO_FLAGS = MXFS_HELLO_ENCRYPT;
+const HELLO_FLAGS = MXFS_HELLO_ENCRYPT | MXFS_HELLO_FSOP;
 
 export function encodeHello(hello: Hello): Uint8Array<ArrayBuffer> {
   if (hello.nonce.length !== MXFS_WIRE_NONCE_SIZE) {

@@ -92,6 +92,7 @@ export interface AttrValues {
   fsopData: Uint8Array;
   counters: string;
   device: string;
+  fd: number;
 }
 export type AttrKey = keyof AttrValues;
 
@@ -142,6 +143,7 @@ const ATTRS: { readonly [K in AttrKey]: AttrSpec } = {
   fsopData: { id: AttrId.FSOP_DATA, as: "data" },
   counters: text(AttrId.COUNTERS, 4095),
   device: text(AttrId.DEVICE, 4095),
+  fd: u32(AttrId.FD, 0x7fffffff),
 };
 
 interface CommandSpec {
@@ -179,6 +181,7 @@ const TO_KERNEL = {
   RECOVERY_DONE: { must: ["mountId", "node", "epoch"], may: ["session"] },
   FSOP_REQUEST: FSOP,
   FSOP_REPLY: FSOP,
+  FSOP_SOCKET: { must: ["mountId", "node", "incarnation", "fd"], may: ["session"] },
   FENCED: { must: ["mountId", "message"], may: ["session"] },
   STATUS: { must: ["mountId"], may: ["session"] },
   DONE: { must: ["mountId", "reqId", "error"], may: ["session", "message"] },

@@ -162,6 +162,10 @@ const net = new PeerNetwork(
     encrypt: setup.encrypt,
     // Before the holder judges: who cannot be reached is named in the renewals.
     silenceMs: setup.cluster.timings.nodeTimeoutMs / 2,
+    fsops:
+      link === null
+        ? null
+        : (node, incarnation, fd) => link.send({ cmd: "FSOP_SOCKET", node, incarnation, fd }),
   },
   {
     up(node, incarnation) {

@@ -6,6 +6,11 @@
 // dialled, frame numbering, limits on what waits to be sent. It knows nothing of what the frames mean.
 //
 //   dial / accept ──HELLO──► hello ──AUTH──► ready ──PING from the arbiter──► up ──► lost
+//                                              └─ for the kernels ──PING from who was dialled──► given away
+//
+// When a connection is up and not sealed, who dialled its node dials another one for the kernels (MXFS_HELLO_FSOP): fsops
+// travel by it without the daemons. It is given away at both ends, and not known here any more; if that fails, fsops go by
+// the daemons.
 //
 // Of each pair the node with the lower id is the arbiter. When a connection is authenticated on both sides the
 // arbiter selects it by sending PING, unless it has a selected one: then that one is probed by a PING, and the new
@@ -26,10 +31,11 @@
 import { randomBytes } from "node:crypto";
 import { createServer, connect as dial, type Server, Socket } from "node:net";
 import { networkInterfaces } from "node:os";
-import { dupFd, sendNow, setBindToDevice, socketFd } from "../../native/index.js";
+import { dupFd, sendNow, setBindToDevice, socketFd, stopReading } from "../../native/index.js";
 import {
   MXFS_HANDSHAKE_BODY_MAX,
   MXFS_HELLO_ENCRYPT,
+  MXFS_HELLO_FSOP,
   MXFS_SEAL_PLAIN_MAX,
   MXFS_WIRE_BODY_MAX,
   MXFS_WIRE_HEADER_SIZE,
@@ -72,6 +78,8 @@ export interface PeerNetOptions {
   readonly encrypt: boolean;
   /** A connection on which nothing has come for so long is closed; in milliseconds. */
   readonly silenceMs: number;
+  /** Gives a connection to the kernel, which takes a reference of its own on the descriptor. null: there is no kernel. */
+  readonly fsops: ((node: number, incarnation: number, fd: number) => void) | null;
 }
 
 export interface PeerNetEvents {
@@ -147,6 +155,8 @@ class Connection {
     /** The node dialled, or null when accepted. */
     readonly dialled: number | null,
     readonly source: string,
+    /** Dialled for the kernels. */
+    readonly forKernel = false,
   ) {
     this.#writer = new FrameWriter(net.options.self, dialled ?? 0);
     this.#timer = setTimeout(() => this.close("handshake took too long", true), HANDSHAKE_MS);
@@ -185,7 +195,7 @@ class Connection {
   }
 
   get #flags(): number {
-    return this.net.options.encrypt ? MXFS_HELLO_ENCRYPT : 0;
+    return (this.net.options.encrypt ? MXFS_HELLO_ENCRYPT : 0) | (this.forKernel ? MXFS_HELLO_FSOP : 0);
   }
 
   readonly #onFrame = (frame: Frame): void => this.#receive(frame);
@@ -315,7 +325,11 @@ class Connection {
         this.#auth(decodeAuth(frame.body));
         return;
       case WireType.PING:
-        if (this.state === "ready") {
+        if (this.state === "ready" && this.forKernel) {
+          this.#giveAway(false);
+          return;
+        }
+        if (this.state === "ready" && !this.#peerIsForKernel) {
           this.net.selected(this);
         }
         if (this.state === "up") {
@@ -414,9 +428,47 @@ class Connection {
       this.#opener = new Opener(SealKey.derive(key, context));
       this.#parser.stop();
     }
-    clearTimeout(this.#timer);
+    if (
+      this.#peerIsForKernel &&
+      (this.#encrypts(peer) || this.net.options.fsops === null || this.forKernel)
+    ) {
+      throw new WireError("WIRE_FIELD", "no connection for the kernels is wanted here");
+    }
     this.state = "ready";
-    this.net.ready(this);
+    if (this.#peerIsForKernel) {
+      this.#giveAway(true);
+    } else if (!this.forKernel) {
+      clearTimeout(this.#timer);
+      this.net.ready(this);
+    }
+  }
+
+  get #peerIsForKernel(): boolean {
+    return this.peer !== null && (this.peer.flags & MXFS_HELLO_FSOP) !== 0;
+  }
+
+  get isForKernels(): boolean {
+    return this.forKernel || this.#peerIsForKernel;
+  }
+
+  /** From here on it is the kernel's. The other side's first word to ours comes behind our PING, so nothing of it is read here. */
+  #giveAway(ping: boolean): void {
+    const { peer, socket, net } = this;
+    if (peer === null || net.options.fsops === null) {
+      return;
+    }
+    clearTimeout(this.#timer);
+    this.#flush();
+    this.state = "closed";
+    net.given(this);
+    stopReading(socket);
+    net.options.fsops(peer.node, peer.incarnation, socketFd(socket));
+    // Closes the daemon's descriptor only: the connection lives with the kernel's.
+    if (ping) {
+      socket.write(this.#writer.encode(WireType.PING, 0n, NO_BODY), () => socket.destroy());
+    } else {
+      socket.destroy();
+    }
   }
 }
 
@@ -586,6 +638,11 @@ export class PeerNetwork {
 
   // ---- called by Connection
 
+  /** It was for the kernels, and is theirs. */
+  given(connection: Connection): void {
+    this.#pending.delete(connection);
+  }
+
   ready(connection: Connection): void {
     const node = connection.peer?.node;
     if (node === undefined || this.options.self > node) {
@@ -636,6 +693,10 @@ export class PeerNetwork {
     if (refused) {
       this.#logRefusal(connection.source, reason);
     }
+    if (connection.isForKernels) {
+      this.events.log("info", `no connection for fsops: ${reason}`, { source: connection.source });
+      return;
+    }
     if (node === null) {
       return;
     }
@@ -677,11 +738,26 @@ export class PeerNetwork {
     }
     // The arbiter has the last word: what it did not choose is dropped here, at both ends.
     for (const other of Array.from(this.#pending)) {
-      if (other.peer?.node === node && this.options.self > node) {
+      if (other.peer?.node === node && this.options.self > node && !other.isForKernels) {
         other.close("another connection was chosen", false);
       }
     }
     this.events.up(node, connection.peer?.incarnation ?? 0);
+    if (target !== undefined && !connection.sealed && connection.dialled !== null) {
+      this.#dialForKernel(target);
+    }
+  }
+
+  #dialForKernel(target: Target): void {
+    if (this.options.fsops === null) {
+      return;
+    }
+    const reader = new Reader();
+    const socket = this.#dial(target, reader);
+    const connection = new Connection(this, socket, target.node, target.address, true);
+    reader.connection = connection;
+    this.#pending.add(connection);
+    socket.once("connect", () => connection.start());
   }
 
   #adopt(connection: Connection): void {
@@ -699,20 +775,24 @@ export class PeerNetwork {
     if (target.dialling !== null || target.timer !== null || this.#up.has(target.node)) {
       return;
     }
-    const { iface } = this.options;
-    const localAddress = iface === null ? null : interfaceAddress(iface);
     const reader = new Reader();
-    const socket = dial({
-      host: target.address,
-      port: target.port,
-      ...reader.options,
-      ...(localAddress === null ? {} : { localAddress }),
-    });
+    const socket = this.#dial(target, reader);
     const connection = new Connection(this, socket, target.node, target.address);
     reader.connection = connection;
     target.dialling = connection;
     this.#pending.add(connection);
     socket.once("connect", () => connection.start());
+  }
+
+  #dial(target: Target, reader: Reader): Socket {
+    const { iface } = this.options;
+    const localAddress = iface === null ? null : interfaceAddress(iface);
+    return dial({
+      host: target.address,
+      port: target.port,
+      ...reader.options,
+      ...(localAddress === null ? {} : { localAddress }),
+    });
   }
 
   #retry(target: Target): void {

@@ -192,7 +192,7 @@ test("HELLO, AUTH, ERROR and fsop parts are read as they were written, and not i
     codeOf(() => decodeHello(helloBytes.subarray(1))),
     "WIRE_LENGTH",
   );
-  helloBytes[4] = 2;
+  helloBytes[4] = 4;
   assert.is(
     codeOf(() => decodeHello(helloBytes)),
     "WIRE_FIELD",

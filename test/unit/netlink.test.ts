@@ -71,6 +71,7 @@ const TO_KERNEL: readonly ToKernel[] = [
   { cmd: "RECOVERY_DONE", mountId: 1, node: 2, epoch: 3n },
   { cmd: "FSOP_REQUEST", ...FSOP, session: 4n },
   { cmd: "FSOP_REPLY", ...FSOP },
+  { cmd: "FSOP_SOCKET", mountId: 1, node: 3, incarnation: 4, fd: 17, session: 5n },
   { cmd: "FENCED", mountId: 1, message: "reservation conflict" },
   { cmd: "STATUS", mountId: 1 },
   { cmd: "DONE", mountId: 1, reqId: 3n, error: 0 },

@@ -19,7 +19,7 @@ class Side {
   port = 0;
   #waiters: (() => void)[] = [];
 
-  constructor(self: number, key: Uint8Array | null, volume = 7n, encrypt = false, silenceMs = SILENCE_MS) {
+  constructor(self: number, key: Uint8Array | null, volume = 7n, encrypt = false, silenceMs = SILENCE_MS, kernel = false) {
     const note = (what: string, node: number, text: string): void => {
       this.events.push({ what, node, text });
       for (const waiter of this.#waiters.splice(0)) {
@@ -27,7 +27,16 @@ class Side {
       }
     };
     this.net = new PeerNetwork(
-      { self, incarnation: self * 10, volume, port: 0, iface: null, encrypt, silenceMs },
+      {
+        self,
+        incarnation: self * 10,
+        volume,
+        port: 0,
+        iface: null,
+        encrypt,
+        silenceMs,
+        fsops: kernel ? (node, incarnation, fd) => note("fsops", node, `${incarnation} ${fd > 2}`) : null,
+      },
       {
         up: (node, incarnation) => note("up", node, String(incarnation)),
         lost: (node, reason) => note("lost", node, reason),
@@ -66,12 +75,13 @@ const test = suite<{
     volume?: bigint,
     encrypt?: boolean,
     silenceMs?: number,
+    kernel?: boolean,
   ) => Promise<Side>;
 }>("peer network");
 test.before.each((context) => {
   context.sides = [];
-  context.make = async (self, key = KEY, volume = 7n, encrypt = false, silenceMs = SILENCE_MS) => {
-    const side = new Side(self, key, volume, encrypt, silenceMs);
+  context.make = async (self, key = KEY, volume = 7n, encrypt = false, silenceMs = SILENCE_MS, kernel = false) => {
+    const side = new Side(self, key, volume, encrypt, silenceMs, kernel);
     context.sides.push(side);
     side.port = await side.net.listen();
     return side;
@@ -116,6 +126,43 @@ test("more than the kernel takes at once arrives, whole and in order", async ({ 
   const expected = [...Array.from({ length: count }, (_, index) => body(index)), "last"];
   assert.ok(found.every((text, index) => text === `${WireType.LEASE_ACK}:${expected[index]}`));
   assert.is(a.count("lost") + b.count("lost"), 0);
+});
+
+test("a second connection is made for the kernels, and given to both", async ({ make }) => {
+  for (const [low, high] of [
+    [11, 12],
+    [14, 13],
+  ] as const) {
+    const a = await make(low, KEY, 7n, false, SILENCE_MS, true);
+    const b = await make(high, KEY, 7n, false, SILENCE_MS, true);
+    a.net.connect(high, "127.0.0.1", b.port);
+    const [atA, atB] = await Promise.all([a.until("fsops"), b.until("fsops")]);
+    assert.equal([atA.node, atA.text], [high, `${high * 10} true`]);
+    assert.equal([atB.node, atB.text], [low, `${low * 10} true`]);
+    // The other one is as it was.
+    a.net.send(high, WireType.LEASE_ACK, 0n, new TextEncoder().encode("still"));
+    assert.is((await b.until("frame")).text, `${WireType.LEASE_ACK}:still`);
+    assert.is(a.net.peers().length + b.net.peers().length, 2);
+    assert.is(a.count("lost") + b.count("lost") + a.count("log") + b.count("log"), 0);
+    assert.is(a.count("up") + b.count("up"), 2);
+  }
+});
+
+test("no connection is made for the kernels where one side encrypts, or has no kernel", async ({ make }) => {
+  const sealed = await make(21, KEY, 7n, true, SILENCE_MS, true);
+  const plain = await make(22, KEY, 7n, false, SILENCE_MS, true);
+  plain.net.connect(21, "127.0.0.1", sealed.port);
+  await Promise.all([sealed.until("up"), plain.until("up")]);
+  const without = await make(23);
+  const with_kernel = await make(24, KEY, 7n, false, SILENCE_MS, true);
+  with_kernel.net.connect(23, "127.0.0.1", without.port);
+  await Promise.all([without.until("up"), with_kernel.until("up")]);
+  assert.match((await without.until("log")).text, /no connection for the kernels is wanted here/);
+  assert.match((await with_kernel.until("log")).text, /no connection for fsops/);
+  for (const side of [sealed, plain, without, with_kernel]) {
+    assert.is(side.count("fsops") + side.count("lost"), 0);
+    assert.is(side.net.peers().length, 1);
+  }
 });
 
 test("when both dial at once one connection is used, and nothing said on it is lost", async ({ make }) => {

@@ -29,6 +29,7 @@
  *	mxfs_sock.c     fsops straight to another kernel, by connections that the daemons have made
  *	mxfs_fsop.c     encoding and decoding of fsops
  *	mxfs_inode.c mxfs_dir.c mxfs_file.c mxfs_aops.c mxfs_xattr.c mxfs_flock.c   VFS operations
+ *	mxfs_ahead.c    a directory's names, their locks and attributes in portions, for lookups to come
  *	mxfs_map.c      a member's block maps, and what is to be committed
  *	mxfs_direct.c   pages and O_DIRECT straight from and to the disk
  *	mxfs_aio.c      O_DIRECT that does not wait
@@ -136,6 +137,8 @@ struct mxfs_lock_ops {
 	void (*put)(struct mxfs_lock *lk);
 	/* Whether an unused lock may go when the cache is too large: nothing needs it soon. No function: yes. No sleep. */
 	bool (*idle)(struct mxfs_lock *lk);
+	/* Whether nothing has to be written before it goes from EX to PR but the log. No function: no. Must not sleep. */
+	bool (*clean)(struct mxfs_lock *lk);
 	/*
 	 * How long, in jiffies, a use that has just ended may be followed by another one in spite of a BAST, because
 	 * the two are parts of one thing (a fault and its page_mkwrite). 0, or no function: not at all. Must not sleep.
@@ -229,6 +232,10 @@ bool mxfs_lock_defer_clean(struct mxfs_lock *lk);
 void mxfs_lock_ask_ahead(struct mxfs_lock *lk, int mode);
 /* Sends what was asked ahead. */
 void mxfs_lock_ask_flush(struct mxfs_sb_info *sbi);
+/* Waits until it is answered, killable, to `deadline` (jiffies). 0, -ERESTARTSYS, -ETIME: it stays asked for. */
+int mxfs_lock_ask_wait(struct mxfs_lock *lk, unsigned long deadline);
+/* Whether asking ahead for that many locks makes sense: there is another node, and room in the cache. A hint. */
+bool mxfs_lock_ask_room(struct mxfs_sb_info *sbi, unsigned int count);
 /* True while `mode` is cached, no BAST is pending and the lease is valid. A hint without get; RCU-safe. */
 bool mxfs_lock_is_cached(struct mxfs_lock *lk, int mode);
 static inline u64 mxfs_lock_gen(struct mxfs_lock *lk)
@@ -384,6 +391,14 @@ struct mxfs_backend {
 		      struct mxfs_attr *ndattr);
 	int (*readlink)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, char *buf, u32 size); /* length */
 	int (*readdir)(struct mxfs_sb_info *sbi, const struct mxfs_fh *dir, u64 cookie, struct mxfs_dirent_sink *sink);
+	/* The same with struct mxfs_wire_name, at most `max` of them, for which the sink has MXFS_NAMES_BYTES each; as the kernel. */
+	int (*names)(struct mxfs_sb_info *sbi, const struct mxfs_fh *dir, u64 cookie, u32 max, struct mxfs_dirent_sink *sink);
+	/*
+	 * Attributes of up to MXFS_NAMES_MAX objects, with where small files are on the disk; as the kernel. *block: the block size
+	 * of the extents.
+	 */
+	int (*getattrs)(struct mxfs_sb_info *sbi, const struct mxfs_handle *handles, u32 count, struct mxfs_wire_brief *briefs,
+			u32 *block);
 	/* At most MXFS_FSOP_DATA_MAX bytes each. Bytes done (short: end of file) or -errno. */
 	ssize_t (*read)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64 pos, struct iov_iter *to);
 	/* kernel: write-back, no permission or set-id handling. *attr: after. */
@@ -572,6 +587,8 @@ struct mxfs_sb_info {
 	struct mxfs_daemon *daemon;    /* mxfs_super.c */
 	unsigned long cleaned_at;	/* jiffies of the last give-up that made changes durable */
 	atomic_t cleaned_run;		/* how many of them came in quick succession */
+	atomic_t ahead_names;		/* mxfs_ahead.c: names kept for lookups to come */
+	bool ahead_lucky;		/* the last portion had what was looked for */
 	struct mxfs_lock rename_lock;  /* MXFS_RES_SUPER, offset MXFS_SUPER_RENAME */
 	u64 __percpu *counters;	       /* by enum mxfs_counter */
 };
@@ -621,6 +638,11 @@ enum mxfs_counter {
 	MXFS_COUNT_RANGE_IO,	/* rounds of direct I/O under EXTENT locks */
 	MXFS_COUNT_AIO,		/* direct I/O that the caller did not wait for */
 	MXFS_COUNT_RANGE_REFUSED, /* direct I/O that took the whole file after all */
+	MXFS_COUNT_AHEAD_FETCH,	/* portions of a directory fetched for lookups to come */
+	MXFS_COUNT_AHEAD_NAME,	/* lookups that such a portion answered */
+	MXFS_COUNT_AHEAD_ATTR,	/* inodes whose attributes came with one, under their locks */
+	MXFS_COUNT_AHEAD_MAP,	/* files whose first extent came with them */
+	MXFS_COUNT_COVER_LOWERED, /* covered locks told as PR, since who wants the directory will want to read them */
 	MXFS_COUNT_MAX,
 };
 extern const char *const mxfs_counter_names[MXFS_COUNT_MAX]; /* mxfs_main.c */

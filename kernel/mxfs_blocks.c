@@ -150,6 +150,17 @@ out:
 	return err;
 }
 
+int mxfs_local_first_extent(struct mxfs_lower_node *node, struct mxfs_wire_extent *extent, u32 *block)
+{
+	struct inode *inode = d_inode(node->dentry);
+	u32 one = 1;
+
+	if (!inode->i_sb->s_export_op->map_blocks || !inode->i_sb->s_export_op->commit_blocks)
+		return -ENXIO;
+	*block = i_blocksize(inode);
+	return list_extents(inode, 0, round_up(min_t(u64, i_size_read(inode), MXFS_MAP_BYTES_MAX), *block), extent, &one);
+}
+
 int mxfs_local_commit(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, const struct mxfs_wire_range *ranges, u32 count,
 		      u64 size, const struct timespec64 *mtime, struct mxfs_attr *attr)
 {

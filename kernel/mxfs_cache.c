@@ -125,6 +125,8 @@ static void mxfs_inode_forget(struct mxfs_lock *lk, struct inode *inode)
 			truncate_inode_pages(inode->i_mapping, 0);
 		}
 		mxfs_data_forget(inode);
+	} else if (S_ISDIR(inode->i_mode)) {
+		mxfs_ahead_forget(inode);
 	}
 	spin_lock(&inode->i_lock);
 	WRITE_ONCE(MXFS_I(inode)->attr_gen, 0);
@@ -206,11 +208,22 @@ static bool mxfs_inode_idle(struct mxfs_lock *lk)
 	return !atomic_read(&MXFS_I(inode)->open_count) && !mapping_mapped(inode->i_mapping);
 }
 
+static bool mxfs_inode_is_clean(struct mxfs_lock *lk)
+{
+	struct inode *inode = lk->owner;
+	struct mxfs_map *map = &MXFS_VN(inode)->map;
+
+	return mxfs_inode_idle(lk) && !mxfs_is_local(inode) && !mapping_tagged(inode->i_mapping, PAGECACHE_TAG_DIRTY) &&
+	       !mapping_tagged(inode->i_mapping, PAGECACHE_TAG_WRITEBACK) && !READ_ONCE(map->batch) && !READ_ONCE(map->beyond) &&
+	       !READ_ONCE(map->unflushed);
+}
+
 const struct mxfs_lock_ops mxfs_inode_lock_ops = {
 	.demote = mxfs_inode_demote,
 	.get = mxfs_inode_pin,
 	.put = mxfs_inode_unpin,
 	.idle = mxfs_inode_idle,
+	.clean = mxfs_inode_is_clean,
 	.hold = mxfs_inode_hold,
 };
 

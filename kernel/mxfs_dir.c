@@ -119,16 +119,29 @@ static bool mxfs_same(struct inode *inode, const struct mxfs_attr *attr)
 	       !test_bit(MXFS_VN_GONE, &MXFS_VN(inode)->state);
 }
 
+/* Inside the gate, PR or stronger on `dir`: what the name leads to; of a name that was fetched ahead the handle and type alone. */
+static int mxfs_ask_name(struct inode *dir, const struct qstr *name, struct mxfs_attr *attr)
+{
+	struct mxfs_sb_info *sbi = mxfs_inode_sbi(dir);
+	int err;
+
+	if (mxfs_ahead_find(dir, name, attr))
+		return 0;
+	err = sbi->be->lookup(sbi, &MXFS_I(dir)->fh, name->name, name->len, attr);
+	if (!err)
+		mxfs_ahead_found(dir, attr);
+	return err;
+}
+
 /* Inside the gate, PR or stronger on `dir`. 1: the dentry is true, 0: it is not, or an error. */
 static int mxfs_name_true(struct inode *dir, struct dentry *dentry, const struct qstr *name)
 {
-	struct mxfs_sb_info *sbi = mxfs_inode_sbi(dir);
 	unsigned long token = mxfs_names_token(dir);
 	struct inode *inode = d_inode(dentry);
 	struct mxfs_attr attr;
 	int err;
 
-	err = sbi->be->lookup(sbi, &MXFS_I(dir)->fh, name->name, name->len, &attr);
+	err = mxfs_ask_name(dir, name, &attr);
 	if (err && err != -ENOENT)
 		return err == -ESTALE ? 0 : err;
 	if (inode ? err || !mxfs_same(inode, &attr) : !err)
@@ -171,6 +184,11 @@ static int mxfs_d_revalidate(struct dentry *dentry, unsigned int flags)
 		return 0;
 	parent = dget_parent(dentry);
 	dir = d_inode(parent);
+	if (READ_ONCE(dentry->d_time) != mxfs_names_token(dir) && d_really_is_positive(dentry)) {
+		take_dentry_name_snapshot(&name, dentry);
+		mxfs_ahead_lookup(dir, &name.name);
+		release_dentry_name_snapshot(&name);
+	}
 	ret = mxfs_lock_get(&MXFS_I(dir)->lock, MXFS_MODE_PR, 0);
 	if (ret)
 		goto out;
@@ -221,11 +239,12 @@ static struct dentry *mxfs_lookup(struct inode *dir, struct dentry *dentry, unsi
 		dentry->d_time = 0;
 		return d_splice_alias(NULL, dentry);
 	}
+	mxfs_ahead_lookup(dir, &dentry->d_name);
 	err = mxfs_op_begin(sbi, &di->lock, MXFS_MODE_PR);
 	if (err)
 		return ERR_PTR(err);
 	token = mxfs_names_token(dir);
-	err = sbi->be->lookup(sbi, &di->fh, dentry->d_name.name, dentry->d_name.len, &attr);
+	err = mxfs_ask_name(dir, &dentry->d_name, &attr);
 	mxfs_op_end(sbi, &di->lock, MXFS_MODE_PR);
 
 	/* Not inside the gate: iget may wait for an eviction, that for write-back, and that for the gate. */
@@ -266,6 +285,8 @@ static int mxfs_newborn(struct inode *dir, struct dentry *dentry, const struct m
 			set_bit(MXFS_VN_UNPRIVED, &MXFS_VN(inode)->state);
 		if (mode == MXFS_MODE_EX)
 			set_bit(MXFS_VN_OURS, &MXFS_VN(inode)->state);
+		if (S_ISREG(attr->mode))
+			mxfs_map_newborn(inode);
 		mxfs_lock_put(&MXFS_I(inode)->lock, mode);
 	}
 	dentry->d_time = mxfs_names_token(dir);
@@ -296,6 +317,7 @@ static int mxfs_make(struct inode *dir, struct dentry *dentry, umode_t mode, dev
 		err = sbi->be->symlink(sbi, &di->fh, name->name, name->len, target, &attr, &dattr);
 	else
 		err = sbi->be->make(sbi, &di->fh, name->name, name->len, mode, rdev, true, &attr, &dattr);
+	mxfs_ahead_changed(dir, name);
 	mxfs_gate_leave(sbi);
 	if (err) {
 		dentry->d_time = 0;
@@ -376,12 +398,13 @@ static int mxfs_lookup_open(struct inode *dir, struct dentry *dentry, struct fil
 
 	if (name->len > MXFS_NAME_LEN_MAX)
 		return -ENAMETOOLONG;
+	mxfs_ahead_lookup(dir, name);
 	for (tries = 0; tries < MXFS_RACE_TRIES; tries++) {
 		err = mxfs_op_begin(sbi, &di->lock, MXFS_MODE_PR);
 		if (err)
 			return err;
 		token = mxfs_names_token(dir);
-		err = sbi->be->lookup(sbi, &di->fh, name->name, name->len, &attr);
+		err = mxfs_ask_name(dir, name, &attr);
 		mxfs_op_end(sbi, &di->lock, MXFS_MODE_PR);
 		if (err && err != -ENOENT)
 			return err;
@@ -514,6 +537,7 @@ static int mxfs_link(struct dentry *old, struct inode *dir, struct dentry *dentr
 		err = -ENOENT;
 	if (!err)
 		err = sbi->be->link(sbi, &mi->fh, &di->fh, dentry->d_name.name, dentry->d_name.len, &attr, &dattr);
+	mxfs_ahead_changed(dir, &dentry->d_name);
 	mxfs_gate_leave(sbi);
 	if (err) {
 		dentry->d_time = 0;
@@ -660,6 +684,7 @@ static int mxfs_remove_try(struct inode *dir, struct dentry *dentry, struct inod
 	if (err)
 		goto out_victim;
 	err = sbi->be->unlink(sbi, &di->fh, name->name, name->len, flags, &attr, &dattr);
+	mxfs_ahead_changed(dir, name);
 	mxfs_gate_leave(sbi);
 	if (err) {
 		dentry->d_time = 0;
@@ -839,6 +864,8 @@ static int mxfs_rename_try(struct mxfs_rename *r)
 		goto out_victim;
 	err = sbi->be->rename(sbi, &od->fh, oname->name, oname->len, &nd->fh, nname->name, nname->len, flags, &odattr,
 			      &ndattr);
+	mxfs_ahead_changed(r->odir, oname);
+	mxfs_ahead_changed(r->ndir, nname);
 	mxfs_gate_leave(sbi);
 	if (!err)
 		mxfs_rename_done(r, &odattr, &ndattr);

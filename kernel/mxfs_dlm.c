@@ -67,9 +67,12 @@
 #define MXFS_DLM_HASH_BITS 14
 #define MXFS_COVERED_MAX 65536	     /* per mount */
 #define MXFS_TELL_WINDOW 1024	     /* covered locks asked for at a time */
+#define MXFS_NEWBORN_BUSY HZ	     /* jiffies for which who has made a file will probably go on with it */
 #define MXFS_TELL_AGAIN_MS 50	     /* after a refusal */
 #define MXFS_CACHE_MAX_DEFAULT 131072
 #define MXFS_CACHE_BYTES_PER_LOCK 8192 /* at most one cached lock for so much memory */
+#define MXFS_BURST_WORKS 8		     /* so many locks being given up at a time are a burst */
+#define MXFS_BURST_JIFFIES 2	     /* how long a lock that was given up waits for others, if there are some */
 #define MXFS_ZOMBIE_MS 20		     /* how long zombies are gathered for one log force, unless one is wanted; */
 #define MXFS_ZOMBIE_MEMBER_MS 500    /* on a member, where that is a message */
 #define MXFS_TRIM_PAUSE HZ	     /* jiffies between rounds that give up too little, since all are in use */
@@ -119,6 +122,8 @@ struct mxfs_lockspace {
 	struct mutex send_mutex; /* one flush, or dump, at a time */
 	struct mxfs_lock_entry *batch;
 	struct work_struct send_work;
+	struct delayed_work send_soon; /* of a burst of locks given up */
+	atomic_t works;		       /* demote works queued or running */
 	struct delayed_work zombie_work;
 	struct workqueue_struct *wq;	  /* demotes; they may wait for each other's locks */
 	struct workqueue_struct *send_wq;
@@ -203,16 +208,16 @@ static bool mxfs_lock_unknown(struct mxfs_lock *lk)
 }
 
 /*
- * Under lk->spin. Takes the item over. No item: the lock was unknown a moment ago; if solo has ended since, the dump looks at
+ * Under lk->spin. Takes the item over. True: there is something to send. No item: the lock was unknown a moment ago; if solo has ended since, the dump looks at
  * the lock after us.
  */
-static void mxfs_item_add(struct mxfs_lock *lk, struct mxfs_lock_item *item, int cmd, int mode, int granted, u32 flags)
+static bool mxfs_item_add(struct mxfs_lock *lk, struct mxfs_lock_item *item, int cmd, int mode, int granted, u32 flags)
 {
 	struct mxfs_lockspace *ls = lk->sbi->ls;
 
 	if (!item || mxfs_lock_unknown(lk)) {
 		kfree(item);
-		return;
+		return false;
 	}
 	memset(&item->entry, 0, sizeof(item->entry));
 	item->cmd = cmd;
@@ -230,6 +235,7 @@ static void mxfs_item_add(struct mxfs_lock *lk, struct mxfs_lock_item *item, int
 	spin_lock(&ls->send_spin);
 	list_add_tail(&item->list, &ls->send);
 	spin_unlock(&ls->send_spin);
+	return true;
 }
 
 /* Up to MXFS_NL_LOCKS_MAX items of one command from the head of the list. Under send_mutex. */
@@ -316,6 +322,24 @@ static void mxfs_dlm_flush(struct mxfs_lockspace *ls)
 	}
 	mxfs_dlm_flush_locked(ls);
 	mutex_unlock(&ls->send_mutex);
+}
+
+static void mxfs_dlm_send_soon(struct work_struct *work)
+{
+	struct mxfs_lockspace *ls = container_of(to_delayed_work(work), struct mxfs_lockspace, send_soon);
+
+	mutex_lock(&ls->send_mutex);
+	mxfs_dlm_flush_locked(ls);
+	mutex_unlock(&ls->send_mutex);
+}
+
+/* A lock was given up. While many others are just being given up as well, what there is to say of them goes in one message. */
+static void mxfs_dlm_flush_burst(struct mxfs_lockspace *ls)
+{
+	if (atomic_read(&ls->works) > MXFS_BURST_WORKS)
+		queue_delayed_work(ls->send_wq, &ls->send_soon, MXFS_BURST_JIFFIES);
+	else
+		mxfs_dlm_flush(ls);
 }
 
 /* ---------------------------------------------------------------- the hash of ids */
@@ -569,11 +593,38 @@ static bool mxfs_cover_ask(struct mxfs_lock *lk, struct mxfs_lock_item *item)
 	return ask;
 }
 
-/* Asks for up to MXFS_TELL_WINDOW of the locks that `lk` covers. */
-static void mxfs_cover_ask_some(struct mxfs_lockspace *ls, struct mxfs_lock *lk)
+static void mxfs_lock_demote(struct mxfs_lock *lk);
+
+/*
+ * Who wants to read the directory will want to read what is in it: a covered lock in EX that nobody uses, with nothing to be
+ * written but the log, is told as PR, and need not be recalled then; unless it is so young that its maker will rename, write or remove it
+ * next, as where two nodes work in one directory. What was changed under it is the cover's business, before whose
+ * EX is given up it becomes durable. The owner is pinned.
+ */
+static void mxfs_cover_lower(struct mxfs_lock *lk)
+{
+	bool lower;
+
+	spin_lock(&lk->spin);
+	lower = (lk->flags & ~MXFS_LF_WORK) == MXFS_LF_COVERED && lk->mode == MXFS_MODE_EX && lk->want == MXFS_MODE_NL &&
+		time_after(jiffies, lk->granted_at + MXFS_NEWBORN_BUSY) && lk->bast == MXFS_MODE_NL && !lk->credits &&
+		!mxfs_lock_users_above(lk, MXFS_MODE_PR) && lk->ops->clean &&
+		lk->ops->clean(lk) && list_empty(&lk->covered) && list_empty(&lk->telling);
+	if (lower)
+		WRITE_ONCE(lk->bast, MXFS_MODE_PR);
+	spin_unlock(&lk->spin);
+	if (!lower)
+		return;
+	mxfs_lock_demote(lk);
+	mxfs_count(lk->sbi, MXFS_COUNT_COVER_LOWERED);
+}
+
+/* Asks for up to MXFS_TELL_WINDOW of the locks that `lk` covers; in PR where that is enough, if `lower`. */
+static void mxfs_cover_ask_some(struct mxfs_lockspace *ls, struct mxfs_lock *lk, bool lower)
 {
 	struct mxfs_lock_item *item = NULL;
 	struct mxfs_lock *child;
+	bool pinned, asked;
 	int count;
 
 	for (count = 0; count < MXFS_TELL_WINDOW; count++) {
@@ -585,9 +636,18 @@ static void mxfs_cover_ask_some(struct mxfs_lockspace *ls, struct mxfs_lock *lk)
 		if (child) /* one that cannot be asked for now does not stand in the way of the next */
 			list_move_tail(&child->cover_list, &lk->covered);
 		spin_unlock(&ls->cover_spin);
-		if (child && mxfs_cover_ask(child, item))
-			item = NULL;
+		pinned = lower && child && child->ops && child->ops->get && child->ops->get(child);
+		if (pinned) {
+			rcu_read_unlock();
+			mxfs_cover_lower(child);
+			rcu_read_lock();
+		}
+		asked = child && mxfs_cover_ask(child, item);
 		rcu_read_unlock();
+		if (asked)
+			item = NULL;
+		if (pinned)
+			child->ops->put(child);
 		if (!child)
 			break;
 		cond_resched();
@@ -613,7 +673,7 @@ static void mxfs_lock_refused(struct mxfs_lockspace *ls, struct mxfs_lock *lk, i
  * Before what covers others is given up: returns when all of them are known to the cluster. Nobody uses `lk` in EX, so none
  * is added; the caller keeps it in memory.
  */
-static void mxfs_cover_flush(struct mxfs_lock *lk)
+static void mxfs_cover_flush(struct mxfs_lock *lk, bool lower)
 {
 	struct mxfs_lockspace *ls = lk->sbi->ls;
 	unsigned int refusals;
@@ -622,7 +682,7 @@ static void mxfs_cover_flush(struct mxfs_lock *lk)
 	while (mxfs_cover_any(ls, lk) && !READ_ONCE(ls->fenced)) {
 		seen = atomic_read(&ls->cover_events);
 		refusals = READ_ONCE(ls->cover_refusals);
-		mxfs_cover_ask_some(ls, lk);
+		mxfs_cover_ask_some(ls, lk, lower);
 		wait_event(ls->cover_wait, mxfs_cover_asked(ls, lk));
 		if (refusals != READ_ONCE(ls->cover_refusals)) {
 			/* A full table: what nobody uses here goes, and it is tried again after a while. */
@@ -646,7 +706,7 @@ static void mxfs_cover_flush_moved(struct mxfs_lock *lk)
 
 	if (READ_ONCE(lk->flags) & MXFS_LF_COVERED)
 		return;
-	mxfs_cover_flush(&ls->moved);
+	mxfs_cover_flush(&ls->moved, false);
 	spin_lock(&ls->cover_spin);
 	lk->sync_all |= ls->moved.sync_all;
 	spin_unlock(&ls->cover_spin);
@@ -657,7 +717,7 @@ void mxfs_dlm_tell_moved(struct mxfs_sb_info *sbi)
 	struct mxfs_lockspace *ls = sbi->ls;
 
 	if (mxfs_cover_any(ls, &ls->moved) && !READ_ONCE(ls->fenced))
-		mxfs_cover_ask_some(ls, &ls->moved);
+		mxfs_cover_ask_some(ls, &ls->moved, false);
 }
 
 void mxfs_lock_rename(struct mxfs_lock *lk, u64 ino, u32 inode_gen)
@@ -735,6 +795,7 @@ static void mxfs_lock_demote(struct mxfs_lock *lk)
 	struct mxfs_lockspace *ls = lk->sbi->ls;
 	struct mxfs_lock_item *item;
 	int from, to;
+	bool send;
 
 	for (;;) {
 		item = mxfs_item_new();
@@ -751,7 +812,7 @@ static void mxfs_lock_demote(struct mxfs_lock *lk)
 		spin_unlock(&lk->spin);
 
 		if (from == MXFS_MODE_EX) {
-			mxfs_cover_flush(lk);
+			mxfs_cover_flush(lk, mxfs_mode_covers[to][MXFS_MODE_PR]);
 			mxfs_cover_flush_moved(lk);
 		}
 		if (lk->ops && lk->ops->demote)
@@ -762,8 +823,8 @@ static void mxfs_lock_demote(struct mxfs_lock *lk)
 		spin_lock(&lk->spin);
 		lk->flags &= ~MXFS_LF_DEMOTING;
 		lk->dirtied = false;
-		mxfs_item_add(lk, item, to == MXFS_MODE_NL ? MXFS_CMD_LOCK_RELEASE : MXFS_CMD_LOCK_CONVERT, to, from,
-			      to == MXFS_MODE_NL ? 0 : MXFS_LKF_CONVERT);
+		send = mxfs_item_add(lk, item, to == MXFS_MODE_NL ? MXFS_CMD_LOCK_RELEASE : MXFS_CMD_LOCK_CONVERT, to, from,
+				     to == MXFS_MODE_NL ? 0 : MXFS_LKF_CONVERT);
 		mxfs_lock_set_mode(lk, to);
 		if (to == MXFS_MODE_NL) {
 			mxfs_lock_unhash(ls, lk);
@@ -774,7 +835,8 @@ static void mxfs_lock_demote(struct mxfs_lock *lk)
 		spin_unlock(&lk->spin);
 		wake_up_all(&lk->wait);
 		mxfs_count(lk->sbi, MXFS_COUNT_DEMOTE);
-		mxfs_dlm_flush(ls);
+		if (send)
+			mxfs_dlm_flush_burst(ls);
 	}
 	spin_unlock(&lk->spin);
 	wake_up_all(&lk->wait);
@@ -799,6 +861,8 @@ static void mxfs_lock_work(struct work_struct *work)
 			lk->flags &= ~MXFS_LF_WORK;
 		spin_unlock(&lk->spin);
 	} while (again);
+	if (atomic_dec_and_test(&lk->sbi->ls->works) && delayed_work_pending(&lk->sbi->ls->send_soon))
+		mxfs_dlm_flush(lk->sbi->ls);
 	/* May evict the owner, which destroys this very lock. */
 	if (put)
 		put(lk);
@@ -823,6 +887,7 @@ static bool mxfs_lock_kick(struct mxfs_lock *lk)
 		spin_unlock(&lk->spin);
 		return false;
 	}
+	atomic_inc(&ls->works);
 	queue_work(ls->wq, &lk->work);
 	return true;
 }
@@ -1144,7 +1209,7 @@ bool mxfs_lock_get_born(struct mxfs_lock *lk, struct mxfs_lock *parent, int mode
 out:
 	spin_unlock(&lk->spin);
 	if (full) /* room for the next ones; nobody waits for it here */
-		mxfs_cover_ask_some(ls, parent);
+		mxfs_cover_ask_some(ls, parent, false);
 	return got;
 }
 
@@ -1220,6 +1285,26 @@ void mxfs_lock_ask_ahead(struct mxfs_lock *lk, int mode)
 void mxfs_lock_ask_flush(struct mxfs_sb_info *sbi)
 {
 	mxfs_dlm_flush(sbi->ls);
+}
+
+int mxfs_lock_ask_wait(struct mxfs_lock *lk, unsigned long deadline)
+{
+	long left = deadline - jiffies;
+
+	if (READ_ONCE(lk->want) == MXFS_MODE_NL)
+		return 0;
+	if (left <= 0)
+		return -ETIME;
+	left = wait_event_killable_timeout(lk->wait, READ_ONCE(lk->want) == MXFS_MODE_NL, left);
+	return left > 0 ? 0 : left < 0 ? left : -ETIME;
+}
+
+bool mxfs_lock_ask_room(struct mxfs_sb_info *sbi, unsigned int count)
+{
+	struct mxfs_lockspace *ls = sbi->ls;
+
+	return !READ_ONCE(ls->solo) && !READ_ONCE(ls->fenced) && !READ_ONCE(ls->frozen) && !READ_ONCE(ls->stopping) &&
+	       mxfs_cache_excess(ls) + (int)count <= -(int)(mxfs_cache_limit() / 8);
 }
 
 /*
@@ -1502,7 +1587,7 @@ static void mxfs_dlm_zombie_work(struct work_struct *work)
 	if (list_empty(&dead))
 		return;
 	list_for_each_entry(zombie, &dead, list) {
-		mxfs_cover_flush(&zombie->lock);
+		mxfs_cover_flush(&zombie->lock, false);
 		mxfs_cover_flush_moved(&zombie->lock);
 		gone &= zombie->lock.dead;
 	}
@@ -1980,6 +2065,7 @@ int mxfs_dlm_drop_all(struct mxfs_sb_info *sbi)
 			found->ops->put(found);
 	}
 	flush_delayed_work(&ls->zombie_work);
+	flush_delayed_work(&ls->send_soon);
 	flush_work(&ls->send_work);
 	return err;
 }
@@ -2004,6 +2090,7 @@ int mxfs_dlm_init(struct mxfs_sb_info *sbi)
 	INIT_LIST_HEAD(&ls->zombies);
 	hash_init(ls->hash);
 	INIT_WORK(&ls->send_work, mxfs_dlm_send_work);
+	INIT_DELAYED_WORK(&ls->send_soon, mxfs_dlm_send_soon);
 	INIT_DELAYED_WORK(&ls->zombie_work, mxfs_dlm_zombie_work);
 	ls->frozen = true; /* until the first view */
 	mxfs_lock_init(sbi, &ls->moved, NULL, NULL, MXFS_RES_INODE, 0, 0);
@@ -2033,6 +2120,7 @@ void mxfs_dlm_destroy(struct mxfs_sb_info *sbi)
 	flush_delayed_work(&ls->zombie_work);
 	if (ls->wq)
 		destroy_workqueue(ls->wq);
+	flush_delayed_work(&ls->send_soon);
 	if (ls->send_wq)
 		destroy_workqueue(ls->send_wq);
 	WARN_ON_ONCE(!list_empty(&ls->all));

@@ -302,6 +302,10 @@ static u32 answer_room(const struct mxfs_fsop_parsed *p)
 		return sizeof(struct mxfs_wire_lock);
 	case MXFS_FSOP_MAP:
 		return MXFS_MAP_EXTENTS_MAX * sizeof(struct mxfs_wire_extent);
+	case MXFS_FSOP_NAMES:
+		return min_t(u64, length, MXFS_NAMES_MAX) * MXFS_NAMES_BYTES;
+	case MXFS_FSOP_GETATTRS:
+		return min_t(u32, p->data_len / sizeof(struct mxfs_handle), MXFS_NAMES_MAX) * sizeof(struct mxfs_wire_brief);
 	default:
 		return 0;
 	}
@@ -337,6 +341,44 @@ static int execute_readdir(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u
 	out->data_len = sink.used;
 	out->reply->value = cpu_to_le64(sink.next);
 	out->reply->flags = cpu_to_le32(sink.eof ? MXFS_REPLY_EOF : 0);
+	return 0;
+}
+
+static int execute_names(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, const struct mxfs_fsop_parsed *p, struct outcome *out)
+{
+	struct mxfs_dirent_sink sink = { .buf = out->reply + 1, .size = out->data_max };
+	int err;
+
+	if (!out->data_max || out->data_max != le64_to_cpu(p->args.length) * MXFS_NAMES_BYTES)
+		return -EINVAL;
+	err = mxfs_local_backend.names(sbi, fh, le64_to_cpu(p->args.offset), le64_to_cpu(p->args.length), &sink);
+	if (err)
+		return err;
+	out->data_len = sink.used;
+	out->reply->value = cpu_to_le64(sink.next);
+	out->reply->flags = cpu_to_le32(sink.eof ? MXFS_REPLY_EOF : 0);
+	return 0;
+}
+
+static int execute_getattrs(struct mxfs_sb_info *sbi, const struct mxfs_fsop_parsed *p, struct outcome *out)
+{
+	u32 count = p->data_len / sizeof(struct mxfs_handle), block = 0;
+	struct mxfs_handle *handles;
+	int err;
+
+	if (!count || count > MXFS_NAMES_MAX || p->data_len % sizeof(*handles))
+		return -EINVAL;
+	/* Groups before the data may have left it unaligned. */
+	handles = kvmalloc(p->data_len, GFP_KERNEL);
+	if (!handles)
+		return -ENOMEM;
+	memcpy(handles, p->data, p->data_len);
+	err = mxfs_local_backend.getattrs(sbi, handles, count, (struct mxfs_wire_brief *)(out->reply + 1), &block);
+	kvfree(handles);
+	if (err)
+		return err;
+	out->data_len = count * sizeof(struct mxfs_wire_brief);
+	out->reply->value = cpu_to_le64(block);
 	return 0;
 }
 
@@ -525,6 +567,10 @@ static int execute(struct mxfs_sb_info *sbi, struct mxfs_lower *lower, struct re
 		return min_t(ssize_t, done, 0);
 	case MXFS_FSOP_READDIR:
 		return execute_readdir(sbi, &fh, le64_to_cpu(p->args.offset), out);
+	case MXFS_FSOP_NAMES:
+		return execute_names(sbi, &fh, p, out);
+	case MXFS_FSOP_GETATTRS:
+		return execute_getattrs(sbi, p, out);
 	case MXFS_FSOP_READ:
 		done = execute_read(sbi, &fh, le64_to_cpu(p->args.offset), out);
 		out->data_len = max_t(ssize_t, done, 0);

@@ -33,6 +33,10 @@ static_assert(sizeof(struct mxfs_wire_statfs) == 56);
 static_assert(sizeof(struct mxfs_wire_lock) == 32);
 static_assert(sizeof(struct mxfs_wire_extent) == 32);
 static_assert(sizeof(struct mxfs_wire_range) == 16);
+static_assert(sizeof(struct mxfs_wire_name) == 40);
+static_assert(sizeof(struct mxfs_wire_brief) == 160);
+static_assert(sizeof(struct mxfs_wire_brief) * MXFS_NAMES_MAX <= MXFS_FSOP_DATA_MAX);
+static_assert(MXFS_NAMES_BYTES * MXFS_NAMES_MAX <= MXFS_FSOP_DATA_MAX);
 static_assert(sizeof(struct mxfs_wire_extent) * MXFS_MAP_EXTENTS_MAX <= MXFS_FSOP_DATA_MAX);
 static_assert(sizeof(struct mxfs_wire_range) * MXFS_COMMIT_RANGES_MAX <= MXFS_FSOP_DATA_MAX);
 static_assert(sizeof(struct mxfs_fsop_request) + MXFS_FSOP_GROUPS_MAX * 4 + sizeof(struct mxfs_fsop_args) +
@@ -74,6 +78,8 @@ static const struct op_shape shapes[MXFS_FSOP_OP_MAX + 1] = {
 	[MXFS_FSOP_COMMIT] = { .data = true },
 	[MXFS_FSOP_SEEK] = { .readonly = true },
 	[MXFS_FSOP_FORCE] = { .readonly = true },
+	[MXFS_FSOP_NAMES] = { .readonly = true },
+	[MXFS_FSOP_GETATTRS] = { .data = true, .readonly = true },
 };
 
 bool mxfs_fsop_is_readonly(u32 op)
@@ -522,6 +528,44 @@ int mxfs_fsop_check_extents(const void *data, u32 len, u64 pos, u32 block, u64 d
 		if (state == MXFS_EXTENT_HOLE ? addr : (addr >= disk_bytes || length > disk_bytes - addr))
 			return -EPROTO;
 		next = offset + length;
+	}
+	return 0;
+}
+
+int mxfs_fsop_check_names(const void *data, u32 len)
+{
+	const struct mxfs_wire_name *entry;
+	u32 at = 0, reclen, name_len;
+
+	while (at < len) {
+		entry = data + at;
+		if (len - at < sizeof(*entry))
+			return -EPROTO;
+		reclen = le16_to_cpu(entry->reclen);
+		name_len = le16_to_cpu(entry->name_len);
+		if (reclen > len - at || reclen != ALIGN(sizeof(*entry) + name_len, 8) ||
+		    !good_name((const char *)(entry + 1), name_len, NAME_ENTRY) || !le64_to_cpu(entry->handle.ino))
+			return -EPROTO;
+		at += reclen;
+	}
+	return 0;
+}
+
+int mxfs_fsop_check_briefs(const void *data, u32 len, const struct mxfs_handle *handles, u32 count, u32 block, u64 disk_bytes)
+{
+	const struct mxfs_wire_brief *briefs = data;
+	u32 i;
+
+	if (len != count * sizeof(*briefs))
+		return -EPROTO;
+	for (i = 0; i < count; i++) {
+		const struct mxfs_handle *handle = &briefs[i].attr.handle;
+
+		if (handle->ino && (handle->ino != handles[i].ino || handle->generation != handles[i].generation))
+			return -EPROTO;
+		if (briefs[i].extent.length &&
+		    mxfs_fsop_check_extents(&briefs[i].extent, sizeof(briefs[i].extent), 0, block, disk_bytes))
+			return -EPROTO;
 	}
 	return 0;
 }

@@ -58,6 +58,11 @@ int mxfs_fsop_check_dirents(const void *data, u32 len);
 /* Checks MAP's data against what was asked for, and what the disk has; -EPROTO. */
 int mxfs_fsop_check_extents(const void *data, u32 len, u64 pos, u32 block, u64 disk_bytes);
 
+/* Checks NAMES's data: every entry inside, names that may stand in a directory; -EPROTO. */
+int mxfs_fsop_check_names(const void *data, u32 len);
+/* Checks GETATTRS's data: one for each handle, of that inode or none, extents from 0 on that the disk has; -EPROTO. */
+int mxfs_fsop_check_briefs(const void *data, u32 len, const struct mxfs_handle *handles, u32 count, u32 block, u64 disk_bytes);
+
 bool mxfs_fsop_is_readonly(u32 op);
 bool mxfs_fsop_is_lock(u32 op);
 

@@ -23,6 +23,7 @@
 #include <linux/writeback.h>
 #include <linux/xattr.h>
 
+#include "mxfs_fsop_codec.h"
 #include "mxfs_vfs.h"
 
 #define MXFS_REFRESH_TRIES 64 /* how often a getattr may be overtaken by local changes */
@@ -115,6 +116,7 @@ void mxfs_evict_inode(struct inode *inode)
 	truncate_inode_pages_final(&inode->i_data);
 	clear_inode(inode);
 	mxfs_map_destroy(inode);
+	mxfs_ahead_destroy(inode);
 	if (!mi->lock.sbi) /* never became one of ours */
 		return;
 	if (mi->open_held) {
@@ -312,6 +314,33 @@ void mxfs_attr_apply(struct inode *inode, const struct mxfs_attr *attr, enum mxf
 	spin_unlock(&inode->i_lock);
 }
 
+/* A member that asks for the attributes of a file gets the map of a small one with them. */
+static int mxfs_attr_ask(struct inode *inode, struct mxfs_attr *attr)
+{
+	struct mxfs_sb_info *sbi = mxfs_inode_sbi(inode);
+	struct mxfs_inode *mi = MXFS_I(inode);
+	struct mxfs_map_ticket ticket;
+	struct mxfs_wire_brief brief;
+	struct mxfs_handle handle;
+	u32 block;
+	int err;
+
+	if (sbi->be != &mxfs_remote_backend || !S_ISREG(inode->i_mode) || !mxfs_map_ticket(inode, &ticket))
+		return sbi->be->getattr(sbi, &mi->fh, attr);
+	mxfs_fsop_put_handle(&handle, &mi->fh);
+	err = sbi->be->getattrs(sbi, &handle, 1, &brief, &block);
+	if (err == -EPROTO) /* a holder of an earlier release does not know the operation */
+		return sbi->be->getattr(sbi, &mi->fh, attr);
+	if (err)
+		return err;
+	mxfs_fsop_get_attr(attr, &brief.attr);
+	if (!attr->fh.ino)
+		return -ESTALE;
+	if (brief.extent.length && mxfs_map_given(inode, &ticket, &brief.extent, block))
+		mxfs_count(sbi, MXFS_COUNT_AHEAD_MAP);
+	return 0;
+}
+
 int mxfs_attr_refresh_gated(struct inode *inode)
 {
 	struct mxfs_sb_info *sbi = mxfs_inode_sbi(inode);
@@ -328,7 +357,7 @@ int mxfs_attr_refresh_gated(struct inode *inode)
 		spin_lock(&inode->i_lock);
 		seq = vn->attr_seq;
 		spin_unlock(&inode->i_lock);
-		err = sbi->be->getattr(sbi, &mi->fh, &attr);
+		err = mxfs_attr_ask(inode, &attr);
 		if (err)
 			return err == -ENOENT ? -ESTALE : err;
 		if (attr.fh.ino != mi->fh.ino || attr.fh.gen != mi->fh.gen || ((attr.mode ^ inode->i_mode) & S_IFMT))
@@ -361,6 +390,57 @@ int mxfs_attr_refresh(struct inode *inode)
 	err = mxfs_attr_refresh_gated(inode);
 	mxfs_gate_leave(sbi);
 	return err;
+}
+
+bool mxfs_attr_given(struct inode *inode, const struct mxfs_attr *attr, u64 gen, u64 seq)
+{
+	struct mxfs_vnode *vn = MXFS_VN(inode);
+	struct mxfs_inode *mi = &vn->mi;
+	bool taken;
+
+	if (attr->fh.ino != mi->fh.ino || attr->fh.gen != mi->fh.gen || ((attr->mode ^ inode->i_mode) & S_IFMT) ||
+	    mxfs_lock_get(&mi->lock, MXFS_MODE_PR, MXFS_LOCK_CACHED))
+		return false;
+	spin_lock(&inode->i_lock);
+	taken = vn->attr_seq == seq && mxfs_lock_gen(&mi->lock) == gen && !test_bit(MXFS_VN_GONE, &vn->state);
+	if (taken) {
+		mxfs_attr_copy(inode, attr, !mxfs_is_local(inode));
+		WRITE_ONCE(mi->attr_gen, gen);
+	}
+	spin_unlock(&inode->i_lock);
+	/* Needs no message, and a permission check would ask for it. */
+	if (taken && IS_POSIXACL(inode) && !(attr->flags & MXFS_ATTR_HAS_ACL) && is_uncached_acl(READ_ONCE(inode->i_acl)))
+		set_cached_acl(inode, ACL_TYPE_ACCESS, NULL);
+	mxfs_lock_put(&mi->lock, MXFS_MODE_PR);
+	return taken;
+}
+
+struct mxfs_busy {
+	const struct mxfs_fh *fh;
+	bool busy;
+};
+
+/* Under the hash's spinlock: no reference is taken, and nobody who is leaving is waited for. */
+static int mxfs_busy_look(struct inode *inode, unsigned long hash, void *data)
+{
+	struct mxfs_busy *look = data;
+	struct mxfs_inode *mi = MXFS_I(inode);
+	int mode = READ_ONCE(mi->lock.mode);
+
+	if (inode->i_ino != hash || mi->fh.ino != look->fh->ino || mi->fh.gen != look->fh->gen)
+		return 0;
+	look->busy = (mode > MXFS_MODE_PR || mode == MXFS_MODE_CW) &&
+		     (atomic_read(&mi->open_count) || mapping_mapped(inode->i_mapping) || mxfs_is_local(inode) ||
+		      READ_ONCE(mi->lock.users[MXFS_MODE_EX]));
+	return -1;
+}
+
+bool mxfs_inode_is_busy(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh)
+{
+	struct mxfs_busy look = { .fh = fh };
+
+	find_inode_nowait(sbi->sb, fh->ino, mxfs_busy_look, &look);
+	return look.busy;
 }
 
 void mxfs_inode_gone(struct inode *inode)
@@ -496,6 +576,7 @@ int mxfs_permission(struct user_namespace *userns, struct inode *inode, int mask
 		mxfs_lock_used(&mi->lock);
 		return generic_permission(userns, inode, mask);
 	}
+	mxfs_ahead_inode(inode);
 	err = mxfs_lock_get(&mi->lock, MXFS_MODE_CR, 0);
 	if (err)
 		return err;
@@ -560,6 +641,7 @@ int mxfs_getattr(struct user_namespace *userns, const struct path *path, struct 
 		mxfs_lock_used(&mi->lock);
 		return 0;
 	}
+	mxfs_ahead_inode(inode);
 	err = mxfs_lock_get(&mi->lock, MXFS_MODE_PR, 0);
 	if (err)
 		return err;

@@ -32,7 +32,9 @@
 #include <linux/slab.h>
 #include <linux/xattr.h>
 
+#include "mxfs_fsop_codec.h"
 #include "mxfs_lower.h"
+#include "mxfs_vfs.h"
 
 /* XFS's file handle: FILEID_INO32_GEN with XFS_FILEID_TYPE_64FLAG, three words: 64-bit inode number, generation. */
 #define MXFS_XFS_FID_TYPE 0x81
@@ -989,7 +991,101 @@ out:
 	return err;
 }
 
+/* Adds the entry with its handle; false: its inode is not to be had. */
+static bool put_name(struct mxfs_sb_info *sbi, const struct mxfs_fh *dir, const struct mxfs_wire_dirent *from,
+		     struct mxfs_dirent_sink *sink)
+{
+	const char *name = (const char *)(from + 1);
+	u32 len = le16_to_cpu(from->name_len);
+	struct mxfs_wire_name *entry = sink->buf + sink->used;
+	size_t reclen = ALIGN(sizeof(*entry) + len, 8);
+	struct mxfs_attr attr;
+
+	if (reclen > sink->size - sink->used || local_lookup(sbi, dir, name, len, &attr))
+		return false;
+	memset(entry, 0, reclen);
+	mxfs_fsop_put_handle(&entry->handle, &attr.fh);
+	entry->cookie = from->cookie;
+	entry->mode = cpu_to_le32(attr.mode & S_IFMT);
+	entry->flags = cpu_to_le32(mxfs_inode_is_busy(sbi, &attr.fh) ? MXFS_NAME_BUSY : 0);
+	entry->reclen = cpu_to_le16(reclen);
+	entry->name_len = cpu_to_le16(len);
+	memcpy(entry + 1, name, len);
+	sink->used += reclen;
+	return true;
+}
+
+/* As many names as fit into MXFS_NAMES_BYTES each when they have their handles: fewer than `max` if they are long. */
+static int local_names(struct mxfs_sb_info *sbi, const struct mxfs_fh *dir, u64 cookie, u32 max, struct mxfs_dirent_sink *sink)
+{
+	/* The shortest entry has 32 bytes: so there are `max` at most. A long one must fit, too. */
+	struct mxfs_dirent_sink plain = { .size = max_t(size_t, max * 32, 512) };
+	const struct mxfs_wire_dirent *from;
+	const struct cred *old;
+	size_t at;
+	int err;
+
+	if (!max || max > MXFS_NAMES_MAX || sink->size < (size_t)max * MXFS_NAMES_BYTES)
+		return -EINVAL;
+	plain.buf = kvmalloc(plain.size, GFP_KERNEL);
+	if (!plain.buf)
+		return -ENOMEM;
+	sink->used = 0;
+	old = override_creds(mxfs_kernel_cred);
+	err = local_readdir(sbi, dir, cookie, &plain);
+	for (at = 0; !err && at < plain.used; at += le16_to_cpu(from->reclen)) {
+		const char *name;
+
+		from = plain.buf + at;
+		name = (const char *)(from + 1);
+		if (name[0] == '.' && (le16_to_cpu(from->name_len) == 1 || (le16_to_cpu(from->name_len) == 2 && name[1] == '.')))
+			continue;
+		put_name(sbi, dir, from, sink);
+		cond_resched();
+	}
+	revert_creds(old);
+	sink->next = plain.next;
+	sink->eof = plain.eof;
+	kvfree(plain.buf);
+	return err;
+}
+
 /* ---------------------------------------------------------------- attributes */
+
+static int local_getattrs(struct mxfs_sb_info *sbi, const struct mxfs_handle *handles, u32 count, struct mxfs_wire_brief *briefs,
+			  u32 *block)
+{
+	const struct cred *old = override_creds(mxfs_kernel_cred);
+	struct mxfs_lower *lower;
+	struct mxfs_lower_node *node;
+	struct mxfs_attr attr;
+	struct mxfs_fh fh;
+	int err = 0;
+	u32 i;
+
+	*block = 0;
+	memset(briefs, 0, count * sizeof(*briefs));
+	for (i = 0; i < count; i++) {
+		mxfs_fsop_get_handle(&fh, &handles[i]);
+		err = begin(sbi, &fh, &lower, &node);
+		if (err == -ESTALE)
+			continue;
+		if (err)
+			break;
+		err = fill_attr(lower, node->dentry, &attr);
+		if (!err) {
+			mxfs_fsop_put_attr(&briefs[i].attr, &attr);
+			/* Asking drops the file's pages here: worth it for small ones alone. */
+			if (S_ISREG(attr.mode) && attr.size && attr.size <= MXFS_BRIEF_BYTES_MAX &&
+			    mxfs_local_first_extent(node, &briefs[i].extent, block))
+				memset(&briefs[i].extent, 0, sizeof(briefs[i].extent));
+		}
+		mxfs_lower_node_put(lower, node);
+		cond_resched();
+	}
+	revert_creds(old);
+	return err == -ESTALE ? 0 : err;
+}
 
 static int local_getattr(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, struct mxfs_attr *attr)
 {
@@ -1417,6 +1513,8 @@ const struct mxfs_backend mxfs_local_backend = {
 	.rename = local_rename,
 	.readlink = local_readlink,
 	.readdir = local_readdir,
+	.names = local_names,
+	.getattrs = local_getattrs,
 	.read = local_read,
 	.write = local_write,
 	.fsync = local_fsync,

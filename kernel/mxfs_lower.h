@@ -114,6 +114,8 @@ int mxfs_local_map(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64 pos, 
 		   struct mxfs_wire_extent *extents, u32 *count, u32 *block);
 int mxfs_local_commit(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, const struct mxfs_wire_range *ranges, u32 count,
 		      u64 size, const struct timespec64 *mtime, struct mxfs_attr *attr);
+/* Of a regular file: the extent that its first byte is in, or a hole. -ENXIO: not to be mapped. */
+int mxfs_local_first_extent(struct mxfs_lower_node *node, struct mxfs_wire_extent *extent, u32 *block);
 ssize_t mxfs_local_copy(struct mxfs_sb_info *sbi, const struct mxfs_fh *from, u64 from_pos, const struct mxfs_fh *to,
 			u64 to_pos, u64 len, u32 flags, struct mxfs_attr *attr);
 loff_t mxfs_local_seek(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64 pos, int whence);

@@ -56,6 +56,11 @@ const char *const mxfs_counter_names[MXFS_COUNT_MAX] = {
 	[MXFS_COUNT_RANGE_IO] = "range_io",
 	[MXFS_COUNT_AIO] = "direct_async",
 	[MXFS_COUNT_RANGE_REFUSED] = "range_refused",
+	[MXFS_COUNT_AHEAD_FETCH] = "ahead_fetch",
+	[MXFS_COUNT_AHEAD_NAME] = "ahead_name",
+	[MXFS_COUNT_AHEAD_ATTR] = "ahead_attr",
+	[MXFS_COUNT_AHEAD_MAP] = "ahead_map",
+	[MXFS_COUNT_COVER_LOWERED] = "cover_lowered",
 };
 
 static int __init mxfs_init(void)

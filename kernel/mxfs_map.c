@@ -18,7 +18,7 @@
  * when it is on the disk. A range whose write failed is taken out. The newest size that was reached goes along.
  * The commit's log force also flushes the disk's cache, behind the data.
  *
- * Limits: MXFS_MAP_ROOM extents per inode (beyond: all are forgotten and asked for again), MXFS_BATCH_RANGES ranges in a batch
+ * Limits: MXFS_MAP_ROOM extents per inode, or fewer until it asks for its map itself (beyond: all are forgotten and asked for again), MXFS_BATCH_RANGES ranges in a batch
  * (beyond: it is committed first).
  *
  * Locks: gate -> commit_mutex -> map->lock (taken at the end of I/O, with interrupts off).
@@ -34,6 +34,7 @@
 #include "mxfs_vfs.h"
 
 #define MXFS_MAP_ROOM 512
+#define MXFS_MAP_ROOM_SMALL 4 /* of a file that only one extent is known of: there may be many such files */
 #define MXFS_BATCH_RANGES 256
 #define MXFS_BATCH_PAGES 192 /* of these for pages: O_DIRECT must find room when its data is on the disk already */
 #define MXFS_BATCH_FAILED 32
@@ -121,6 +122,7 @@ void mxfs_map_destroy(struct inode *inode)
 	WARN_ON_ONCE(map->users);
 	kvfree(map->ext);
 	map->ext = NULL;
+	map->room = 0;
 	map->count = 0;
 	kfree(map->batch); /* of a mount that was fenced: told by the pages' errors */
 	map->batch = NULL;
@@ -170,7 +172,7 @@ static bool map_clear(struct mxfs_map *map, u64 pos, u64 end)
 	if (at < map->count && map->ext[at].offset < pos) {
 		ext = &map->ext[at];
 		if (ext->offset + ext->length > end) { /* in the middle of one */
-			if (map->count == MXFS_MAP_ROOM) {
+			if (map->count == map->room) {
 				map_drop(map);
 				return false;
 			}
@@ -204,7 +206,7 @@ static void map_replace(struct mxfs_map *map, const struct mxfs_extent *new)
 
 	if (!map_clear(map, new->offset, new->offset + new->length))
 		return;
-	if (map->count == MXFS_MAP_ROOM)
+	if (map->count == map->room)
 		map_drop(map);
 	at = map_search(map, new->offset);
 	memmove(map->ext + at + 1, map->ext + at, (map->count - at) * sizeof(*new));
@@ -310,13 +312,41 @@ void mxfs_map_unuse(struct inode *inode)
 	percpu_ref_put(&sbi->io);
 }
 
+static void map_get_extent(struct mxfs_extent *ext, const struct mxfs_wire_extent *wire)
+{
+	ext->offset = le64_to_cpu(wire->offset);
+	ext->length = le64_to_cpu(wire->length);
+	ext->addr = le64_to_cpu(wire->addr);
+	ext->state = le32_to_cpu(wire->state);
+}
+
+/* Room for that many extents at least; it never shrinks. */
+static int map_make_room(struct mxfs_map *map, unsigned int want)
+{
+	struct mxfs_extent *room;
+
+	if (READ_ONCE(map->room) >= want)
+		return 0;
+	room = kvmalloc_array(want, sizeof(*room), GFP_NOFS);
+	if (!room)
+		return -ENOMEM;
+	spin_lock_irq(&map->lock);
+	if (map->room < want) {
+		memcpy(room, map->ext, map->count * sizeof(*room));
+		swap(map->ext, room);
+		map->room = want;
+	}
+	spin_unlock_irq(&map->lock);
+	kvfree(room);
+	return 0;
+}
+
 int mxfs_map_ask(struct inode *inode, u64 pos, u64 len, u64 need, u32 flags)
 {
 	struct mxfs_sb_info *sbi = mxfs_inode_sbi(inode);
 	struct mxfs_map *map = map_of(inode);
 	u32 count = MXFS_MAP_EXTENTS_MAX, block, i;
 	struct mxfs_wire_extent *wire;
-	struct mxfs_extent *room = NULL;
 	struct mxfs_extent ext;
 	u64 seq;
 	int err;
@@ -326,14 +356,10 @@ int mxfs_map_ask(struct inode *inode, u64 pos, u64 len, u64 need, u32 flags)
 	if (err < 0)
 		return err;
 	wire = kvmalloc_array(count, sizeof(*wire), GFP_NOFS);
-	if (!READ_ONCE(map->ext))
-		room = kvmalloc_array(MXFS_MAP_ROOM, sizeof(*room), GFP_NOFS);
 	err = -ENOMEM;
-	if (!wire || (!room && !READ_ONCE(map->ext)))
+	if (!wire || map_make_room(map, MXFS_MAP_ROOM))
 		goto out;
 	spin_lock_irq(&map->lock);
-	if (!map->ext)
-		swap(map->ext, room);
 	map_validate(inode, map);
 	seq = map->seq;
 	spin_unlock_irq(&map->lock);
@@ -353,18 +379,57 @@ int mxfs_map_ask(struct inode *inode, u64 pos, u64 len, u64 need, u32 flags)
 	if (map->seq == seq && err == -ENXIO)
 		map->refused = true;
 	for (i = 0; !err && map->seq == seq && i < count; i++) {
-		ext.offset = le64_to_cpu(wire[i].offset);
-		ext.length = le64_to_cpu(wire[i].length);
-		ext.addr = le64_to_cpu(wire[i].addr);
-		ext.state = le32_to_cpu(wire[i].state);
+		map_get_extent(&ext, &wire[i]);
 		map_learn(map, ext);
 	}
 	/* The last ones may have pushed all out; the next look-up asks again. */
 	spin_unlock_irq(&map->lock);
 out:
-	kvfree(room);
 	kvfree(wire);
 	return err;
+}
+
+bool mxfs_map_ticket(struct inode *inode, struct mxfs_map_ticket *ticket)
+{
+	struct mxfs_map *map = map_of(inode);
+	bool wanted;
+
+	spin_lock_irq(&map->lock);
+	map_validate(inode, map);
+	ticket->gen = map->gen;
+	ticket->epoch = map->epoch;
+	ticket->seq = map->seq;
+	wanted = !map->count && !map->batch && !map->changing && !map->refused;
+	spin_unlock_irq(&map->lock);
+	return wanted;
+}
+
+bool mxfs_map_given(struct inode *inode, const struct mxfs_map_ticket *ticket, const struct mxfs_wire_extent *wire, u32 block)
+{
+	struct mxfs_map *map = map_of(inode);
+	struct mxfs_extent ext;
+	bool taken;
+
+	if (block != PAGE_SIZE || map_make_room(map, MXFS_MAP_ROOM_SMALL))
+		return false;
+	map_get_extent(&ext, wire);
+	spin_lock_irq(&map->lock);
+	map_validate(inode, map);
+	taken = map->gen == ticket->gen && map->epoch == ticket->epoch && map->seq == ticket->seq && !map->batch &&
+		!map->changing;
+	if (taken)
+		map_learn(map, ext);
+	spin_unlock_irq(&map->lock);
+	return taken;
+}
+
+void mxfs_map_newborn(struct inode *inode)
+{
+	struct mxfs_wire_extent hole = { .length = cpu_to_le64(S64_MAX & PAGE_MASK), .state = cpu_to_le32(MXFS_EXTENT_HOLE) };
+	struct mxfs_map_ticket ticket;
+
+	if (READ_ONCE(mxfs_inode_sbi(inode)->be) == &mxfs_remote_backend && mxfs_map_ticket(inode, &ticket))
+		mxfs_map_given(inode, &ticket, &hole, PAGE_SIZE);
 }
 
 void mxfs_map_forget(struct inode *inode, u64 pos, u64 len)

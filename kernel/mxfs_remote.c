@@ -665,7 +665,7 @@ static int run(struct mxfs_sb_info *sbi, struct mxfs_fsop_build *build, struct r
 {
 	bool killable = (mxfs_fsop_is_readonly(build->op) || build->op == MXFS_FSOP_GETLK) && !(build->flags & MXFS_REQ_KERNEL);
 	/* Nothing has been sent yet; only what releases or writes back must not fail for a signal. */
-	bool must = (build->flags & MXFS_REQ_KERNEL) || build->op == MXFS_FSOP_REAP ||
+	bool must = ((build->flags & MXFS_REQ_KERNEL) && !killable) || build->op == MXFS_FSOP_REAP ||
 		    build->op == MXFS_FSOP_CANCELLK ||
 		    (build->op == MXFS_FSOP_SETLK && le32_to_cpu(build->args.lock_type) == F_UNLCK);
 	struct call *call;
@@ -871,6 +871,58 @@ static int remote_readdir(struct mxfs_sb_info *sbi, const struct mxfs_fh *dir, u
 		sink->used = result.data_len;
 		sink->next = le64_to_cpu(result.head.value);
 		sink->eof = le32_to_cpu(result.head.flags) & MXFS_REPLY_EOF;
+	}
+	result_put(&result);
+	return err;
+}
+
+static int remote_names(struct mxfs_sb_info *sbi, const struct mxfs_fh *dir, u64 cookie, u32 max, struct mxfs_dirent_sink *sink)
+{
+	struct result result;
+	int err;
+	BUILD(MXFS_FSOP_NAMES, dir);
+
+	build.flags = MXFS_REQ_KERNEL;
+	build.args.offset = cpu_to_le64(cookie);
+	build.args.length = cpu_to_le64(max);
+	sink->used = 0;
+	err = run(sbi, &build, &result);
+	if (!err && (result.data_len > sink->size || mxfs_fsop_check_names(result.data, result.data_len))) {
+		mxfs_err(sbi, "the holder's list of the names in directory %llu is damaged", dir->ino);
+		err = -EIO;
+	}
+	if (!err) {
+		memcpy(sink->buf, result.data, result.data_len);
+		sink->used = result.data_len;
+		sink->next = le64_to_cpu(result.head.value);
+		sink->eof = le32_to_cpu(result.head.flags) & MXFS_REPLY_EOF;
+	}
+	result_put(&result);
+	return err;
+}
+
+static int remote_getattrs(struct mxfs_sb_info *sbi, const struct mxfs_handle *handles, u32 count, struct mxfs_wire_brief *briefs,
+			   u32 *block)
+{
+	struct kvec vec = { .iov_base = (void *)handles, .iov_len = count * sizeof(*handles) };
+	struct iov_iter iter;
+	struct result result;
+	int err;
+	BUILD(MXFS_FSOP_GETATTRS, NULL);
+
+	build.flags = MXFS_REQ_KERNEL;
+	iov_iter_kvec(&iter, ITER_SOURCE, &vec, 1, vec.iov_len);
+	build.data = &iter;
+	build.data_len = vec.iov_len;
+	err = run(sbi, &build, &result);
+	if (!err) {
+		*block = min_t(u64, le64_to_cpu(result.head.value), U32_MAX);
+		if (mxfs_fsop_check_briefs(result.data, result.data_len, handles, count, *block, bdev_nr_bytes(sbi->bdev))) {
+			mxfs_err(sbi, "the holder's attributes of %u inodes are damaged", count);
+			err = -EIO;
+		} else {
+			memcpy(briefs, result.data, result.data_len);
+		}
 	}
 	result_put(&result);
 	return err;
@@ -1341,6 +1393,8 @@ const struct mxfs_backend mxfs_remote_backend = {
 	.rename = remote_rename,
 	.readlink = remote_readlink,
 	.readdir = remote_readdir,
+	.names = remote_names,
+	.getattrs = remote_getattrs,
 	.read = remote_read,
 	.write = remote_write,
 	.fsync = remote_fsync,

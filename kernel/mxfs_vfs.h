@@ -25,6 +25,7 @@ struct mxfs_extent {
 };
 
 struct mxfs_batch;
+struct mxfs_ahead;
 
 /* mxfs_map.c */
 struct mxfs_map {
@@ -35,7 +36,7 @@ struct mxfs_map {
 	bool refused;	    /* not to be mapped */
 	u64 gen, epoch;	    /* of the lock, and of the mount's maps, under which all this was learned */
 	u64 seq;	    /* rises when something is forgotten */
-	unsigned int count;
+	unsigned int count, room;
 	struct mxfs_extent *ext; /* sorted, apart from each other */
 	struct mxfs_batch *batch; /* being filled */
 	struct mutex commit_mutex;
@@ -56,6 +57,7 @@ struct mxfs_vnode {
 	unsigned long state;
 	struct work_struct last_close;
 	u64 disk_size; /* of the lower file, under i_lock: as the last answer had it */
+	struct mxfs_ahead *ahead; /* directories: mxfs_ahead.c */
 	struct mxfs_map map;
 	struct xarray ranges;	    /* of struct mxfs_range (mxfs_range.c) */
 	unsigned long direct_at;    /* jiffies: O_DIRECT was used last; 0: never */
@@ -132,6 +134,29 @@ void mxfs_last_close_queue(struct inode *inode);
 /* Waits for the work of last closes; without it unmount finds inodes busy. */
 void mxfs_inode_drain(void);
 
+/*
+ * An answer of getattr that was asked for when the lock's generation was `gen` and attr_seq `seq`: taken if the lock is still cached and
+ * nothing has changed here since. No message, no wait.
+ */
+bool mxfs_attr_given(struct inode *inode, const struct mxfs_attr *attr, u64 gen, u64 seq);
+/* On the holder: the inode is open here, mapped or written to, under EX. Inside the gate; a hint. */
+bool mxfs_inode_is_busy(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh);
+
+/*
+ * mxfs_ahead.c. Before a lookup of `name` in `dir` that nothing cached answers; before the lock or the attributes of `inode` are
+ * asked for: fetches what will probably be wanted next, too. No lock of ours held, outside the gate; nothing need come of it.
+ */
+void mxfs_ahead_lookup(struct inode *dir, const struct qstr *name);
+void mxfs_ahead_inode(struct inode *inode);
+/* PR of `dir` held: what a portion has said of the name, its handle and type, once. Else the back end is asked, and tells by `found`. */
+bool mxfs_ahead_find(struct inode *dir, const struct qstr *name, struct mxfs_attr *attr);
+void mxfs_ahead_found(struct inode *dir, const struct mxfs_attr *attr);
+/* This node has made, moved or removed the name, or tried to. */
+void mxfs_ahead_changed(struct inode *dir, const struct qstr *name);
+/* The directory's lock is given up, or its inode evicted. */
+void mxfs_ahead_forget(struct inode *dir);
+void mxfs_ahead_destroy(struct inode *dir);
+
 /* mxfs_dir.c */
 extern const struct inode_operations mxfs_dir_inode_ops;
 extern const struct file_operations mxfs_dir_fops;
@@ -161,6 +186,17 @@ int mxfs_map_use(struct inode *inode, u64 pos, u64 len, bool write, struct mxfs_
 void mxfs_map_unuse(struct inode *inode);
 /* Asks the holder for `len` bytes; MXFS_MAP_WRITE: blocks for them, `need` at least. Use may still find nothing: try again. */
 int mxfs_map_ask(struct inode *inode, u64 pos, u64 len, u64 need, u32 flags);
+/*
+ * The first extent of a file, fetched ahead with the attributes of many: `ticket` before it is asked for (false: not wanted), `given`
+ * when it has come. True: it is still true, and known.
+ */
+struct mxfs_map_ticket {
+	u64 gen, epoch, seq;
+};
+bool mxfs_map_ticket(struct inode *inode, struct mxfs_map_ticket *ticket);
+bool mxfs_map_given(struct inode *inode, const struct mxfs_map_ticket *ticket, const struct mxfs_wire_extent *wire, u32 block);
+/* EX held, since it was made here: it has no blocks. */
+void mxfs_map_newborn(struct inode *inode);
 /* [pos, pos + len), U64_MAX: all; the answers on their way too. */
 void mxfs_map_forget(struct inode *inode, u64 pos, u64 len);
 /*

@@ -214,6 +214,118 @@ static int tree(int check, const char *dir, unsigned long count, unsigned long s
 	return 0;
 }
 
+/*
+ * Files that only grow, for a watcher on another node: record k of a file says k, and a file is replaced (by rename) by a longer one
+ * only.
+ */
+#define GROW_BYTES 16
+#define GROW_RECORDS 512
+
+static void grow_path(char *path, size_t size, const char *dir, unsigned long number)
+{
+	snprintf(path, size, "%s/grow%05lu", dir, number);
+}
+
+static void grow_add(int fd, const char *path, unsigned long from, unsigned long to)
+{
+	char record[32];
+
+	for (unsigned long k = from; k < to; k++) {
+		snprintf(record, sizeof(record), "%15lu\n", k);
+		write_all(fd, record, GROW_BYTES, path);
+	}
+}
+
+static int grow(const char *dir, unsigned long count, unsigned long changes, unsigned long seed)
+{
+	char path[4096], fresh[4096];
+	struct stat st;
+	int fd;
+
+	for (unsigned long i = 0; i < count; i++) {
+		grow_path(path, sizeof(path), dir, i);
+		fd = open(path, O_CREAT | O_WRONLY, 0644);
+		if (fd < 0 || close(fd))
+			die("create %s: %s", path, strerror(errno));
+	}
+	for (unsigned long n = 0; n < changes; n++) {
+		uint64_t random = mix((seed << 32) ^ n);
+
+		grow_path(path, sizeof(path), dir, random % count);
+		if (stat(path, &st))
+			die("stat %s: %s", path, strerror(errno));
+		unsigned long records = (unsigned long)st.st_size / GROW_BYTES;
+
+		if (records >= GROW_RECORDS)
+			continue;
+		if (random >> 32 & 1) {
+			fd = open(path, O_WRONLY | O_APPEND);
+			if (fd < 0)
+				die("open %s: %s", path, strerror(errno));
+			grow_add(fd, path, records, records + 1);
+		} else {
+			snprintf(fresh, sizeof(fresh), "%s/new", dir);
+			fd = open(fresh, O_CREAT | O_EXCL | O_WRONLY, 0644);
+			if (fd < 0)
+				die("create %s: %s", fresh, strerror(errno));
+			grow_add(fd, fresh, 0, records + 2);
+			if (rename(fresh, path))
+				die("rename %s to %s: %s", fresh, path, strerror(errno));
+		}
+		if (close(fd))
+			die("close %s: %s", path, strerror(errno));
+	}
+	printf("grown\n");
+	return 0;
+}
+
+/* Looks at the files of `grow` until somebody has made DIR/stop, and once more behind that. */
+static int grow_watch(const char *dir, unsigned long count)
+{
+	static unsigned char got[(GROW_RECORDS + 2) * GROW_BYTES + 1];
+	off_t *seen = calloc(count, sizeof(*seen));
+	unsigned long passes = 0, total = 0;
+	char path[4096], want[32];
+	struct stat st;
+	int stop = 0;
+
+	if (!seen)
+		die("out of memory");
+	for (;; passes++) {
+		snprintf(path, sizeof(path), "%s/stop", dir);
+		stop = !stat(path, &st);
+		total = 0;
+		for (unsigned long i = 0; i < count; i++) {
+			grow_path(path, sizeof(path), dir, i);
+			if (stat(path, &st))
+				die("stat %s: %s", path, strerror(errno));
+			if (st.st_size < seen[i])
+				die("%s: %lld bytes, and %lld before", path, (long long)st.st_size, (long long)seen[i]);
+			seen[i] = st.st_size;
+			if ((i + passes) % 3) {
+				total += (unsigned long)st.st_size;
+				continue;
+			}
+			off_t bytes = (off_t)read_all(path, got, sizeof(got));
+
+			if (bytes < seen[i] || bytes % GROW_BYTES)
+				die("%s: %lld bytes read, its size had been %lld", path, (long long)bytes, (long long)seen[i]);
+			for (off_t at = 0; at < bytes; at += GROW_BYTES) {
+				snprintf(want, sizeof(want), "%15lu\n", (unsigned long)(at / GROW_BYTES));
+				if (memcmp(got + at, want, GROW_BYTES))
+					die("%s: at %lld stands \"%.16s\", expected \"%s\"", path, (long long)at, got + at, want);
+			}
+			seen[i] = bytes;
+			total += (unsigned long)bytes;
+		}
+		if (stop)
+			break;
+	}
+	printf("%lu passes, %lu bytes\n", passes, total);
+	free(seen);
+	return 0;
+}
+
 /* Appends `count` records of 64 bytes "ID NUMBER....\n" by O_APPEND. */
 static int append(const char *path, const char *id, unsigned long count)
 {
@@ -810,6 +922,10 @@ int main(int argc, char **argv)
 	if ((!strcmp(what, "tree-make") || !strcmp(what, "tree-check")) && (argc == 5 || argc == 6))
 		return tree(!strcmp(what, "tree-check"), argv[2], number(argv[3]), number(argv[4]),
 			    argc == 6 ? number(argv[5]) : 1);
+	if (!strcmp(what, "grow") && argc == 6)
+		return grow(argv[2], number(argv[3]), number(argv[4]), number(argv[5]));
+	if (!strcmp(what, "grow-watch") && argc == 4)
+		return grow_watch(argv[2], number(argv[3]));
 	if (!strcmp(what, "append") && argc == 5)
 		return append(argv[2], argv[3], number(argv[4]));
 	if (!strcmp(what, "append-check") && argc >= 5)
@@ -851,6 +967,7 @@ int main(int argc, char **argv)
 	if (!strcmp(what, "mounts") && argc == 2)
 		return mounts();
 	fprintf(stderr, "usage: mxfs-work tree-make|tree-check DIR COUNT SEED [JOBS] |\n  append FILE ID COUNT |\n"
+			"  grow DIR COUNT CHANGES SEED | grow-watch DIR COUNT |\n"
 			"  append-check FILE COUNT ID... | churn DIR ID COUNT | mmap-set FILE OFFSET VALUE |\n"
 			"  mmap-wait FILE OFFSET VALUE SECONDS | mmap-turns FILE PARITY TURNS SECONDS |\n"
 			"  file-turns FILE PARITY TURNS SECONDS | locked-add FILE flock|fcntl COUNT |\n"

@@ -68,8 +68,10 @@ enum mxfs_fsop_op {
 	MXFS_FSOP_COPY = 28,     /* from h2 at `size` to h at `offset`; MXFS_COPY_* in flags */
 	MXFS_FSOP_SEEK = 29,     /* SEEK_DATA or SEEK_HOLE in flags, from `offset`; the position in `value` */
 	MXFS_FSOP_FORCE = 30,    /* the log alone: every change of metadata executed before is durable afterwards */
+	MXFS_FSOP_NAMES = 31,    /* names with handles from cookie `offset` on, at most `length` of them */
+	MXFS_FSOP_GETATTRS = 32, /* attributes of many: data is up to MXFS_NAMES_MAX struct mxfs_handle; the block size in `value` */
 };
-#define MXFS_FSOP_OP_MAX 30
+#define MXFS_FSOP_OP_MAX 32
 
 #define MXFS_UNLINK_DIR 1    /* rmdir */
 #define MXFS_UNLINK_PARK 2   /* somebody has it open: move to .mxfs/orphans instead of freeing */
@@ -84,6 +86,10 @@ enum mxfs_fsop_op {
 #define MXFS_MAP_EXTENTS_MAX 128
 #define MXFS_MAP_BYTES_MAX 1073741824
 #define MXFS_COMMIT_RANGES_MAX 1024
+
+#define MXFS_NAMES_MAX 512   /* names of one NAMES, handles of one GETATTRS */
+#define MXFS_BRIEF_BYTES_MAX 1048576 /* of files up to this size GETATTRS tells the first extent */
+#define MXFS_NAMES_BYTES 48  /* room for the data of a NAMES, for each name that was asked for */
 
 /* SETATTR's `valid`. Without _SET a time becomes the holder's now. */
 #define MXFS_SET_MODE 1
@@ -198,7 +204,7 @@ struct mxfs_fsop_args {
 	__le32 rdev_major;
 	__le32 rdev_minor;
 	__le64 offset;           /* read, write, readdir cookie, lock start */
-	__le64 length;           /* read, getxattr, readdir: most data wanted; lock end */
+	__le64 length;           /* read, getxattr, readdir, names: most data wanted; lock end */
 	__le64 arg_seq;
 	/* setattr */
 	__le32 valid;            /* MXFS_SET_* */
@@ -295,6 +301,28 @@ enum mxfs_extent_state {
 struct mxfs_wire_range {
 	__le64 offset;
 	__le64 length;
+};
+
+/*
+ * Entries in NAMES's data, without "." and "..", packed; 40 bytes and the name, each padded to 8 bytes. A name that is not there any
+ * more, or whose inode cannot be read, is left out.
+ */
+struct mxfs_wire_name {
+	struct mxfs_handle handle;
+	__le64 cookie;   /* where to go on behind this entry */
+	__le32 mode;     /* the type alone */
+	__le32 flags;    /* MXFS_NAME_* */
+	__le16 reclen;
+	__le16 name_len;
+	__le32 pad;
+	/* char name[name_len], no terminating zero */
+};
+#define MXFS_NAME_BUSY 1 /* in use for writing on the holder: who does not need it leaves it alone */
+
+/* GETATTRS's data, one for each handle, in their order; 160 bytes. */
+struct mxfs_wire_brief {
+	struct mxfs_wire_attr attr;     /* handle.ino 0: gone */
+	struct mxfs_wire_extent extent; /* of a small regular file with data, what MAP would tell first from 0 on; length 0: nothing is told */
 };
 
 #endif /* MXFS_FSOP_H */

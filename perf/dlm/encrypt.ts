@@ -48,7 +48,16 @@ class Client {
 
   constructor(readonly encrypt: boolean) {
     this.#net = new PeerNetwork(
-      { self: SELF, incarnation: 1, volume: VOLUME, port: 0, iface: null, encrypt, silenceMs: SILENCE_MS, fsops: null },
+      {
+        self: SELF,
+        incarnation: 1,
+        volume: VOLUME,
+        port: 0,
+        iface: null,
+        encrypt,
+        silenceMs: SILENCE_MS,
+        fsops: null,
+      },
       {
         up: () => this.#up(),
         lost: (_node, reason) => {

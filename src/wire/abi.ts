@@ -547,7 +547,7 @@ export const MXFS_FSOP_RETRY_MS = 1000;
 export const MXFS_FSOP_VERSION = 2;
 export const MXFS_FSOP_KEPT_MAX = 256;
 export const MXFS_FSOP_COMMIT_MS = 1000;
-export const MXFS_FSOP_OP_MAX = 30;
+export const MXFS_FSOP_OP_MAX = 32;
 export const MXFS_UNLINK_DIR = 1;
 export const MXFS_UNLINK_PARK = 2;
 export const MXFS_MAKE_EXCL = 1;
@@ -559,6 +559,9 @@ export const MXFS_COPY_DEDUPE = 2;
 export const MXFS_MAP_EXTENTS_MAX = 128;
 export const MXFS_MAP_BYTES_MAX = 1073741824;
 export const MXFS_COMMIT_RANGES_MAX = 1024;
+export const MXFS_NAMES_MAX = 512;
+export const MXFS_BRIEF_BYTES_MAX = 1048576;
+export const MXFS_NAMES_BYTES = 48;
 export const MXFS_SET_MODE = 1;
 export const MXFS_SET_UID = 2;
 export const MXFS_SET_GID = 4;
@@ -587,6 +590,7 @@ export const MXFS_LK_WAIT = 2;
 export const MXFS_LK_RECLAIM = 4;
 export const MXFS_REPLY_EOF = 1;
 export const MXFS_REPLY_EARLY = 2;
+export const MXFS_NAME_BUSY = 1;
 
 export const MXFS_FSOP_GETROOT = 1;
 export const MXFS_FSOP_LOOKUP = 2;
@@ -618,6 +622,8 @@ export const MXFS_FSOP_COMMIT = 27;
 export const MXFS_FSOP_COPY = 28;
 export const MXFS_FSOP_SEEK = 29;
 export const MXFS_FSOP_FORCE = 30;
+export const MXFS_FSOP_NAMES = 31;
+export const MXFS_FSOP_GETATTRS = 32;
 
 /** enum mxfs_fsop_op */
 export const FsopOp = {
@@ -651,6 +657,8 @@ export const FsopOp = {
   COPY: 28,
   SEEK: 29,
   FORCE: 30,
+  NAMES: 31,
+  GETATTRS: 32,
 } as const;
 export type FsopOp = (typeof FsopOp)[keyof typeof FsopOp];
 export const FsopOpName: Readonly<Record<number, keyof typeof FsopOp | undefined>> = {
@@ -684,6 +692,8 @@ export const FsopOpName: Readonly<Record<number, keyof typeof FsopOp | undefined
   28: "COPY",
   29: "SEEK",
   30: "FORCE",
+  31: "NAMES",
+  32: "GETATTRS",
 };
 
 export const MXFS_FRAME_REQUEST = 1;

@@ -19,7 +19,14 @@ class Side {
   port = 0;
   #waiters: (() => void)[] = [];
 
-  constructor(self: number, key: Uint8Array | null, volume = 7n, encrypt = false, silenceMs = SILENCE_MS, kernel = false) {
+  constructor(
+    self: number,
+    key: Uint8Array | null,
+    volume = 7n,
+    encrypt = false,
+    silenceMs = SILENCE_MS,
+    kernel = false,
+  ) {
     const note = (what: string, node: number, text: string): void => {
       this.events.push({ what, node, text });
       for (const waiter of this.#waiters.splice(0)) {
@@ -80,7 +87,14 @@ const test = suite<{
 }>("peer network");
 test.before.each((context) => {
   context.sides = [];
-  context.make = async (self, key = KEY, volume = 7n, encrypt = false, silenceMs = SILENCE_MS, kernel = false) => {
+  context.make = async (
+    self,
+    key = KEY,
+    volume = 7n,
+    encrypt = false,
+    silenceMs = SILENCE_MS,
+    kernel = false,
+  ) => {
     const side = new Side(self, key, volume, encrypt, silenceMs, kernel);
     context.sides.push(side);
     side.port = await side.net.listen();

@@ -278,8 +278,11 @@ export class Startup {
       header === "no header" ||
       (typeof header !== "string" && activeMembers(header).length === 0)
     ) {
-      state.ports.net.query();
-      await state.pause(TWIN_PERIODS * state.timings.heartbeatMs);
+      // Again and again: who has just begun to listen, here or there, has missed what was asked before.
+      for (let left = TWIN_PERIODS; left > 0; left--) {
+        state.ports.net.query();
+        await state.pause(Math.min(left, 1) * state.timings.heartbeatMs);
+      }
       const first = [...this.#heard.values()].find((o) => o.role === Role.HOLDER || o.node < state.self);
       if (first !== undefined) return { again: `node ${hexNode(first.node)} goes first` };
       return this.becomeHolder();

@@ -103,6 +103,8 @@ export class Host {
   otherVolume: string | null = null;
   /** What the device says of its reservations (a fault): the mount is refused. */
   noReservations: string | null = null;
+  /** How often its daemons have asked who is there. */
+  queries = 0;
   /** Last failed mount's message. */
   failure = "";
   /** Wrote to the volume in this incarnation (heartbeat, header or XFS). */
@@ -664,7 +666,9 @@ export class Host {
           cluster.network.close(this, node);
         },
         send: (node, message) => cluster.network.send(this, node, this.throughTheWire(message)),
-        query: () => undefined,
+        query: () => {
+          this.queries++;
+        },
       },
       locks: {
         freezeAndClear: (view) => daemon.locks?.freeze(view),

@@ -464,4 +464,10 @@ test("fence=none: the first in rank goes on without the dead holder", async () =
   });
 });
 
+test("fence=none: a start that knows of nobody asks again and again who is there, before it goes first", async () => {
+  const cluster = await mounted({ hostCount: 1, fence: "none", seed: 3 });
+  assert.ok(at(cluster, 0).queries >= 3, `asked ${at(cluster, 0).queries} times`);
+  at(cluster, 0).daemon?.core?.stop();
+});
+
 test.run();

@@ -917,7 +917,7 @@ static int remote_getattrs(struct mxfs_sb_info *sbi, const struct mxfs_handle *h
 	err = run(sbi, &build, &result);
 	if (!err) {
 		*block = min_t(u64, le64_to_cpu(result.head.value), U32_MAX);
-		if (mxfs_fsop_check_briefs(result.data, result.data_len, handles, count, *block, bdev_nr_bytes(sbi->bdev))) {
+		if (mxfs_fsop_check_briefs(result.data, result.data_len, handles, count, *block, READ_ONCE(sbi->disk_bytes))) {
 			mxfs_err(sbi, "the holder's attributes of %u inodes are damaged", count);
 			err = -EIO;
 		} else {

@@ -456,6 +456,8 @@ bool mxfs_remote_follow(struct mxfs_sb_info *sbi, u32 holder);
  * it is shut once more here, and opened when that is done.
  */
 void mxfs_remote_hold_gate(struct mxfs_sb_info *sbi, u32 holder);
+/* From hold_gate until that is done: a lock may not go before what was answered under it is there again. */
+bool mxfs_remote_redoing(struct mxfs_sb_info *sbi);
 /* The gate is shut for a hand-over: returns when nothing is kept, or the gate is forced. */
 void mxfs_remote_drain(struct mxfs_sb_info *sbi);
 /*

@@ -768,7 +768,8 @@ bool mxfs_lock_defer_clean(struct mxfs_lock *lk)
 	struct mxfs_lockspace *ls = lk->sbi->ls;
 	bool deferred = false;
 
-	if (READ_ONCE(ls->solo)) {
+	/* What a dead holder has lost is not in our XFS yet: the next dump must still tell of the lock, not of a sync. */
+	if (READ_ONCE(ls->solo) && !mxfs_remote_redoing(lk->sbi)) {
 		smp_store_mb(ls->solo_dirty, true);
 		if (READ_ONCE(ls->solo)) /* else the end of solo may have looked already */
 			return true;

@@ -1888,6 +1888,11 @@ void mxfs_remote_hold_gate(struct mxfs_sb_info *sbi, u32 holder)
 	atomic_inc(&remote->held);
 }
 
+bool mxfs_remote_redoing(struct mxfs_sb_info *sbi)
+{
+	return sbi->remote && atomic_read(&sbi->remote->held) > 0;
+}
+
 void mxfs_remote_drain(struct mxfs_sb_info *sbi)
 {
 	struct mxfs_remote *remote = sbi->remote;

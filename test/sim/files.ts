@@ -38,6 +38,10 @@ export type FilesMistake =
   | "release-without-force"
   /** The lock dump that ends a view of one does not force the log. */
   | "solo-dump-without-force"
+  /** In a view of one EX goes before what a dead holder has lost is done again. */
+  | "solo-release-before-redo"
+  /** A dead node's locks pass on, and what it has done is only in the holder's memory. */
+  | "dead-without-force"
   /** Forced way: the answer goes out before the force. */
   | "answer-unforced"
   /** Kept way: dropped at the answer. */
@@ -391,6 +395,10 @@ export class KernelFiles {
     for (const call of this.#calls.values()) if (call.change === change) return true;
     return false;
   }
+  private keepsAny(): boolean {
+    for (const call of this.#calls.values()) if (call.acked) return true;
+    return false;
+  }
   /** May anything be begun or executed here? */
   private passes(): boolean {
     return !this.#over && this.host.kernel === this.kernel && this.host.serving() && this.kernel.gateOpen;
@@ -486,7 +494,8 @@ export class KernelFiles {
   /** Before EX goes: true when it may. Otherwise `again` is called later. */
   clean(lock: KernelLock, again: () => void): boolean {
     if (!lock.dirty || this.mistaken("release-without-force")) return true;
-    if (this.kernel.solo) return true;
+    // In a view of one the next dump forces the log; what is still to be done again is not in it yet.
+    if (this.kernel.solo && (!this.keepsAny() || this.mistaken("solo-release-before-redo"))) return true;
     lock.users++;
     void this.ask("commit", lock.ino, null).then((done) => {
       lock.users--;
@@ -516,6 +525,15 @@ export class KernelFiles {
       this.cluster.violate(
         `rule 4: ${this.host.name} ${when} and its change ${change.serial} is not on the disk`,
       );
+    }
+  }
+
+  /** Before a lock dump: what a dead node was answered, and nobody keeps any more, is made durable, since its locks pass on. */
+  async settleGone(): Promise<void> {
+    const { xfs } = this;
+    if (xfs === null || this.#over || this.mistaken("dead-without-force")) return;
+    for (const served of this.#served.values()) {
+      if (served.dead && served.executed.size > 0 && !(await xfs.force())) return;
     }
   }
 

@@ -507,7 +507,10 @@ export class Host {
           return OK;
         },
         lockDump: async (epoch, solo) => {
-          await this.inOrder(kernel, "locks", 1, 120, async () => await kernel.files?.endSolo());
+          await this.inOrder(kernel, "locks", 1, 120, async () => {
+            await kernel.files?.settleGone();
+            await kernel.files?.endSolo();
+          });
           if (!daemon.alive) await new Promise<never>(() => undefined);
           if (this.refuseDump) return { error: 22, message: "refused by the test" };
           if (epoch > kernel.dumpedEpoch) kernel.dumpedEpoch = epoch;

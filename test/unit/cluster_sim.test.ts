@@ -72,6 +72,8 @@ const PLANTED_FILES: readonly Planted<FilesMistake>[] = [
   ["execute-for-the-dead", /^rule 3 .* /, 100],
   ["release-without-force", /^rule 4 .* gives EX/, 1],
   ["solo-dump-without-force", /^rule 4 .* ends its view of one/, 34],
+  ["solo-release-before-redo", /^rule 3 .* which holds 0/, 366_647_164],
+  ["dead-without-force", /^rule 4 .*seen by/, 366_646_758],
   ["answer-unforced", /^rule 6 .* answered/, 1],
   ["not-kept", /^rule 6 .* answered/, 1],
   ["committed-by-another", /^rule 6 .* stops keeping/, 170],

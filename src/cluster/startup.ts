@@ -415,13 +415,11 @@ export class Startup {
     const keys = state.ports.pr === null ? null : await state.ports.pr.readKeys();
     state.alive();
     if (keys?.kind === "error") return null;
-    const replaced = (member: HeaderMember): boolean =>
-      keys?.keys.some((k) => keyNode(k) === member.node && keyIncarnation(k) > member.incarnation) ?? false;
     return activeMembers(header).filter(
       (member) =>
         member.node !== state.self &&
         prKey(member.node, member.incarnation) !== key &&
-        !replaced(member) &&
+        !isReplaced(member, keys?.keys ?? []) &&
         this.#watch.silentMs(member.node, member.incarnation, state.now()) < state.timings.nodeTimeoutMs,
     );
   }
@@ -569,10 +567,12 @@ export class Startup {
     const { pr } = state.ports;
     const started_at = state.now();
     this.participant.joinTarget = null;
+    let registered: readonly bigint[] = [];
     if (pr !== null) {
       const keys = await pr.readKeys();
       state.alive();
       if (keys.kind === "error") return { again: `READ KEYS fails: ${keys.message}` };
+      registered = keys.keys;
       for (const key of new Set(keys.keys)) {
         if (key === state.key) continue;
         if ((await fenceKey(state, key, "not in the view of the new holder")) === "failed") {
@@ -580,6 +580,7 @@ export class Startup {
         }
       }
     }
+    await this.waitForLeases(registered);
     await waitForDrain(state);
     // A holder that was just leaving may have released the reservation before its key was preempted: then nobody has it.
     if (pr !== null) {
@@ -610,6 +611,25 @@ export class Startup {
     if (in_view === null)
       throw new StartupFailed(ERRNO.ETIMEDOUT, "the first view was not committed in time");
     return "done";
+  }
+
+  /**
+   * All others are fenced. Who had only stood still may have come to itself just before, and have renewed its lease behind one
+   * more heartbeat: none can come any more, so two leases after the last that we see it serves nothing. Most often that is past.
+   */
+  private async waitForLeases(registered: readonly bigint[]): Promise<void> {
+    const { state } = this;
+    if (state.mistakes.has("newcomer-skips-lease-wait")) return;
+    const header = await this.readHeaderPatiently();
+    if (typeof header === "string") return;
+    await this.readHeartbeats();
+    const silent = activeMembers(header)
+      .filter((member) => member.node !== state.self && !isReplaced(member, registered))
+      .map((member) => this.#watch.silentMs(member.node, member.incarnation, state.now()));
+    const ms = 2 * state.graceMs - Math.min(...silent);
+    if (silent.length === 0 || ms <= 0) return;
+    state.log("info", "waiting for the leases of the fenced to run out", { ms });
+    await state.pause(ms);
   }
 
   /** Nobody of the last view lives, and it has not left in order: our mount replays its log. */
@@ -965,6 +985,11 @@ class HeartbeatWatch {
     this.#missed.set(key, since);
     return now - since;
   }
+}
+
+/** A later incarnation of that node has registered: it has restarted, and serves nothing of its earlier mount. */
+function isReplaced(member: HeaderMember, keys: readonly bigint[]): boolean {
+  return keys.some((key) => keyNode(key) === member.node && keyIncarnation(key) > member.incarnation);
 }
 
 /**

@@ -50,6 +50,8 @@ export type Mistake =
   | "preempt-living-holder"
   /** Start-up: a newcomer preempts a dead holder while members of its view live. */
   | "newcomer-preempts-living-view"
+  /** A newcomer that takes a dead view's place serves while a lease of the fenced may run. */
+  | "newcomer-skips-lease-wait"
   /** Takeover: the journal slot says that recovery is done before XFS is mounted. */
   | "recovered-before-mount"
   /** Takeover: members are not told to send unanswered operations again. */

@@ -74,6 +74,8 @@ export class Cluster {
   readonly situations = new Map<string, number>();
   #serial = 0;
   readonly #journalStates = new Map<number, { readonly state: number; readonly since: number }>();
+  /** When a key was first preempted: from then on its node writes no log. */
+  readonly #preemptedAt = new Map<bigint, number>();
   readonly #views = new Map<bigint, string>();
   #lastView: View | null = null;
 
@@ -210,12 +212,18 @@ export class Cluster {
     }
   }
 
+  preempted(victim: bigint): void {
+    if (!this.#preemptedAt.has(victim)) this.#preemptedAt.set(victim, this.time.now);
+  }
+
   journalWritten(by: Host, slot: number, record: JournalRecord): void {
     // The slot itself may be torn.
     const before = this.#journalStates.get(slot);
     const recovered =
       before?.state === JOURNAL_STATE.RECOVERING || before?.state === JOURNAL_STATE.NEEDS_RECOVERY;
-    const since = recovered ? before.since : this.time.now;
+    // A mount that a daemon before this one had asked for may have replayed the log before it was marked.
+    const fenced_at = this.#preemptedAt.get(prKey(record.node, record.incarnation));
+    const since = recovered ? before.since : Math.min(this.time.now, fenced_at ?? this.time.now);
     this.#journalStates.set(slot, { state: record.state, since });
     const done = record.state !== JOURNAL_STATE.RECOVERING && record.state !== JOURNAL_STATE.NEEDS_RECOVERY;
     if (recovered && done && by.kernel.xfsMountedAt < since) {

@@ -412,6 +412,7 @@ export class Host {
     const { target } = this.cluster;
     const was_holder = target.reservation?.key === victim;
     const done = target.preempt(this.nexus, key, victim);
+    if (done) this.cluster.preempted(victim);
     if (done && was_holder) this.cluster.holderPreempted(this, victim);
     return done;
   }

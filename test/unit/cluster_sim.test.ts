@@ -58,6 +58,7 @@ const PLANTED: readonly Planted<Mistake>[] = [
   ["accept-stale-epoch", /^rule 8 /, 1],
   ["skip-fence", /^rule (1|9) /, 5],
   ["skip-lease-wait", /^rule 9 .*its lease runs/, 1],
+  ["newcomer-skips-lease-wait", /^rule 9 .*its lease runs/, 380_000_000],
   ["recovered-before-mount", /^rule 9 /, 1],
 ];
 const PLANTED_PERSISTING: readonly Planted<PersistMistake>[] = [

@@ -5,7 +5,7 @@ import * as assert from "uvu/assert";
 import { TIMINGS_DEFAULT, type Timings } from "../../src/cluster/config.js";
 import type { Mistake } from "../../src/cluster/state.js";
 import { JOURNAL_STATE } from "../../src/disk/record.js";
-import { Role } from "../../src/wire/abi.js";
+import * as abi from "../../src/wire/abi.js";
 import { Cluster, type ClusterOptions } from "../sim/cluster.js";
 import type { Host } from "../sim/host.js";
 
@@ -20,7 +20,7 @@ async function mounted(options: Partial<ClusterOptions> & { hostCount: number })
     assert.ok(host.serving(), `${host.name} did not mount: ${host.failure}`);
   }
   await cluster.pass(3000);
-  assert.is(at(cluster, 0).kernel.role, Role.HOLDER);
+  assert.is(at(cluster, 0).kernel.role, abi.Role.HOLDER);
   return cluster;
 }
 
@@ -45,7 +45,7 @@ async function course(
 const at = (cluster: Cluster, index: number): Host => cluster.hosts[index] as Host;
 const viewOf = (host: Host): readonly number[] =>
   host.daemon?.core?.snapshot().view?.members.map((m) => m.node) ?? [];
-const leads = (host: Host): boolean => host.serving() && host.kernel.role === Role.HOLDER;
+const leads = (host: Host): boolean => host.serving() && host.kernel.role === abi.Role.HOLDER;
 const journal = (cluster: Cluster, slot: number): number | undefined => cluster.disk.journals()[slot]?.state;
 
 test("a dead holder is taken over by the first in rank within 20 seconds, and the other survivor follows", async () => {
@@ -57,8 +57,8 @@ test("a dead holder is taken over by the first in rank within 20 seconds, and th
     assert.not(winner.serving() || other.serving(), "a lease outlived the holder");
     await cluster.pass(14_000);
     assert.ok(winner.serving() && other.serving(), "nobody serves 20 s after the holder's death");
-    assert.is(winner.kernel.role, Role.HOLDER);
-    assert.is(other.kernel.role, Role.MEMBER);
+    assert.is(winner.kernel.role, abi.Role.HOLDER);
+    assert.is(other.kernel.role, abi.Role.MEMBER);
     assert.is(cluster.target.reservation?.key, winner.key);
     assert.ok(cluster.target.preempted.has(key));
     assert.equal(viewOf(other), [winner.node, other.node]);
@@ -161,11 +161,11 @@ test("a holder that is back before anyone noticed is proven dead by its new inca
     dead.powerOff();
     dead.powerOn();
     dead.mount();
-    await cluster.pass(14_000, () => winner.serving() && winner.kernel.role === Role.HOLDER);
+    await cluster.pass(14_000, () => winner.serving() && winner.kernel.role === abi.Role.HOLDER);
     assert.ok(winner.serving(), "the survivors waited for the node timeout");
     await cluster.pass(20_000, () => dead.serving());
     assert.ok(dead.serving());
-    assert.is(dead.kernel.role, Role.MEMBER);
+    assert.is(dead.kernel.role, abi.Role.MEMBER);
     assert.is(viewOf(winner).length, 3);
     assert.not(winner.kernel.fenced || at(cluster, 2).kernel.fenced, "the newcomer fenced the survivors");
   });
@@ -226,7 +226,7 @@ test("a third node that comes in the middle of a recovery waits and joins", asyn
     assert.is(cluster.target.reservation?.key, winner.key, "the newcomer preempted the winner");
     await cluster.pass(45_000, () => third.serving() && winner.serving());
     assert.ok(third.serving() && winner.serving());
-    assert.is(third.kernel.role, Role.MEMBER);
+    assert.is(third.kernel.role, abi.Role.MEMBER);
     for (const host of cluster.hosts) host.daemon?.core?.stop();
     assert.is(cluster.violation, null, cluster.storyLines.slice(-30).join("\n"));
   }
@@ -241,7 +241,7 @@ test("a winner that dies in the middle of its takeover is taken over itself", as
     winner.powerOff();
     await cluster.pass(45_000, () => leads(last));
     assert.ok(last.serving());
-    assert.is(last.kernel.role, Role.HOLDER);
+    assert.is(last.kernel.role, abi.Role.HOLDER);
     assert.is(journal(cluster, 0), JOURNAL_STATE.FREE);
   });
 });
@@ -259,7 +259,7 @@ test("a winner whose daemon is killed in the middle of its takeover finishes it 
       other.serving() && winner.serving(),
       `delay ${delay}\n${cluster.storyLines.slice(-30).join("\n")}`,
     );
-    assert.is(winner.kernel.role, Role.HOLDER);
+    assert.is(winner.kernel.role, abi.Role.HOLDER);
     for (const host of cluster.hosts) host.daemon?.core?.stop();
     assert.is(cluster.violation, null, cluster.storyLines.slice(-30).join("\n"));
   }
@@ -270,7 +270,7 @@ test("a holder that was frozen past its death wakes up fenced, for good, and com
     const [frozen, winner] = [at(cluster, 0), at(cluster, 1)];
     frozen.freeze(40_000);
     await cluster.pass(30_000);
-    assert.ok(winner.serving() && winner.kernel.role === Role.HOLDER);
+    assert.ok(winner.serving() && winner.kernel.role === abi.Role.HOLDER);
     await cluster.pass(15_000);
     assert.ok(frozen.kernel.fenced, "it woke up and did not notice");
     assert.ok(winner.serving());
@@ -279,7 +279,7 @@ test("a holder that was frozen past its death wakes up fenced, for good, and com
     frozen.mount();
     await cluster.pass(15_000);
     assert.ok(frozen.serving());
-    assert.is(frozen.kernel.role, Role.MEMBER);
+    assert.is(frozen.kernel.role, abi.Role.MEMBER);
   });
 });
 
@@ -288,7 +288,7 @@ test("a holder that was frozen for less than the node timeout goes on as the hol
     at(cluster, 0).freeze(9000);
     await cluster.pass(25_000);
     assert.ok(cluster.hosts.every((host) => host.serving()));
-    assert.is(at(cluster, 0).kernel.role, Role.HOLDER);
+    assert.is(at(cluster, 0).kernel.role, abi.Role.HOLDER);
   });
 });
 
@@ -312,7 +312,7 @@ test("of two nodes that are cut from each other the holder goes on", async () =>
     cluster.network.cut(at(cluster, 0), at(cluster, 1));
     await cluster.pass(45_000);
     assert.ok(at(cluster, 0).serving());
-    assert.is(at(cluster, 0).kernel.role, Role.HOLDER);
+    assert.is(at(cluster, 0).kernel.role, abi.Role.HOLDER);
     assert.ok(at(cluster, 1).kernel.fenced);
   });
 });
@@ -344,13 +344,14 @@ test("a holder that dies in the middle of its hand-over is taken over, whoever h
   }
 });
 
-/** As docs call it the fast profile: for a network and a disk that answer within a tenth of a second. */
+/** profile=fast. */
 const FAST: Timings = {
   ...TIMINGS_DEFAULT,
-  heartbeatMs: 500,
-  renewMs: 500,
-  leaseMs: 1600,
-  nodeTimeoutMs: 3600,
+  heartbeatMs: abi.MXFS_HEARTBEAT_MS_FAST,
+  renewMs: abi.MXFS_LEASE_RENEW_MS_FAST,
+  leaseMs: abi.MXFS_LEASE_MS_FAST,
+  nodeTimeoutMs: abi.MXFS_NODE_TIMEOUT_MS_FAST,
+  drainMs: abi.MXFS_DRAIN_MS_FAST,
 };
 
 test("with short timings a dead holder is taken over within 8 seconds", async () => {
@@ -438,7 +439,7 @@ async function lateRenewal(seed: number, mistakes: ReadonlySet<Mistake>): Promis
   holder.beatLagMs = 4000;
   await cluster.pass(2000, () => holder.beatAt > before);
   holder.loseDisk(60_000);
-  await cluster.pass(30_000, () => first.serving() && first.kernel.role === Role.HOLDER);
+  await cluster.pass(30_000, () => first.serving() && first.kernel.role === abi.Role.HOLDER);
   for (const host of cluster.hosts) host.daemon?.core?.stop();
   return cluster;
 }
@@ -448,7 +449,7 @@ test("a takeover waits until the dead holder's lease has surely run out; without
   for (const seed of SEEDS) {
     const right = await lateRenewal(seed, new Set());
     assert.is(right.violation, null, right.storyLines.slice(-30).join("\n"));
-    assert.ok(at(right, 1).kernel.role === Role.HOLDER, right.storyLines.slice(-30).join("\n"));
+    assert.ok(at(right, 1).kernel.role === abi.Role.HOLDER, right.storyLines.slice(-30).join("\n"));
     const wrong = await lateRenewal(seed, new Set<Mistake>(["takeover-skips-lease-wait", "skip-lease-wait"]));
     if (wrong.violation?.includes("its lease runs") === true) seen++;
   }

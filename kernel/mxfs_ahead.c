@@ -16,8 +16,8 @@
  *
  * On the holder itself only locks are messages: steps 1 and 2 alone.
  *
- * Portions begin with MXFS_AHEAD_FIRST names (MXFS_AHEAD_FIRST_LUCKY if the last one was of use) and double up to MXFS_NAMES_MAX. One that does not have what was missed in it was of no
- * use; after MXFS_AHEAD_USELESS of them in a row the directory is left alone for MXFS_AHEAD_PAUSE_MS. Names of files that the holder
+ * Portions begin with MXFS_AHEAD_FIRST names (MXFS_AHEAD_FIRST_LUCKY if the last one was of use) and double up to MXFS_NAMES_MAX.
+ * One that does not have what was missed in it was of no use; after MXFS_AHEAD_USELESS of them in a row the directory is left alone for MXFS_AHEAD_PAUSE_MS. Names of files that the holder
  * has open for writing come without their locks. One process of a node fetches for a directory at a time; others go their own way.
  *
  * Limits: MXFS_AHEAD_NAMES_MAX names kept of a directory, MXFS_AHEAD_MOUNT_MAX of a mount; an eighth of the lock cache stays free.
@@ -157,6 +157,14 @@ static void ahead_add(struct mxfs_sb_info *sbi, struct mxfs_ahead *a, struct ahe
 	atomic_inc(&sbi->ahead_names);
 }
 
+/* The caller's from now on. */
+static void ahead_take_out(struct mxfs_sb_info *sbi, struct mxfs_ahead *a, struct ahead_name *n)
+{
+	hash_del(&n->hash);
+	a->count--;
+	atomic_dec(&sbi->ahead_names);
+}
+
 static struct mxfs_ahead *ahead_of(struct inode *dir)
 {
 	return READ_ONCE(MXFS_VN(dir)->ahead);
@@ -192,12 +200,8 @@ bool mxfs_ahead_find(struct inode *dir, const struct qstr *name, struct mxfs_att
 	spin_lock(&a->lock);
 	if (a->token == mxfs_names_token(dir) && mxfs_gate_lease_valid(sbi))
 		n = ahead_search(a, name->name, name->len);
-	if (n) {
-		/* The dentry has it from now on. */
-		hash_del(&n->hash);
-		a->count--;
-		atomic_dec(&sbi->ahead_names);
-	}
+	if (n) /* the dentry has it from now on */
+		ahead_take_out(sbi, a, n);
 	spin_unlock(&a->lock);
 	if (!n)
 		return false;
@@ -222,11 +226,8 @@ void mxfs_ahead_changed(struct inode *dir, const struct qstr *name)
 	spin_lock(&a->lock);
 	a->changes++;
 	n = ahead_search(a, name->name, name->len);
-	if (n) {
-		hash_del(&n->hash);
-		a->count--;
-		atomic_dec(&sbi->ahead_names);
-	}
+	if (n)
+		ahead_take_out(sbi, a, n);
 	spin_unlock(&a->lock);
 	kfree(n);
 }

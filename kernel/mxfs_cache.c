@@ -179,12 +179,12 @@ static void mxfs_inode_demote(struct mxfs_lock *lk, int from, int to)
 		mxfs_inode_take_open(inode);
 }
 
-static bool mxfs_inode_pin(struct mxfs_lock *lk)
+bool mxfs_inode_pin(struct mxfs_lock *lk)
 {
 	return igrab(lk->owner) != NULL;
 }
 
-static void mxfs_inode_unpin(struct mxfs_lock *lk)
+void mxfs_inode_unpin(struct mxfs_lock *lk)
 {
 	iput(lk->owner);
 }

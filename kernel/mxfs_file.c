@@ -140,20 +140,6 @@ int mxfs_file_fsync(struct file *file, loff_t start, loff_t end, int datasync)
 
 /* ------------------------------------------------------------------ read */
 
-/* Hides all but `bytes` of the iterator from what runs between these two. */
-static size_t mxfs_iter_window(struct iov_iter *iter, size_t bytes)
-{
-	size_t hidden = iov_iter_count(iter) - min(bytes, iov_iter_count(iter));
-
-	iov_iter_truncate(iter, bytes);
-	return hidden;
-}
-
-static void mxfs_iter_unhide(struct iov_iter *iter, size_t hidden)
-{
-	iov_iter_reexpand(iter, iov_iter_count(iter) + hidden);
-}
-
 /* PR held. Bytes, -EFAULT if none could be copied, or MXFS_USE_PAGES. */
 static ssize_t mxfs_read_through(struct kiocb *iocb, struct iov_iter *to)
 {

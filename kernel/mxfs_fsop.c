@@ -488,19 +488,23 @@ int mxfs_fsop_parse_reply(const void *payload, u32 len, u32 op, u64 seq, struct 
 	return 0;
 }
 
+/* An entry of a directory, `head` bytes and its name, padded; `left` bytes are there. */
+static bool good_entry(const void *entry, size_t head, u32 left, u32 reclen, u32 name_len, enum name_kind kind)
+{
+	return reclen <= left && reclen == ALIGN(head + name_len, 8) && good_name(entry + head, name_len, kind);
+}
+
 int mxfs_fsop_check_dirents(const void *data, u32 len)
 {
 	const struct mxfs_wire_dirent *entry;
-	u32 at = 0, reclen, name_len;
+	u32 at = 0, reclen;
 
 	while (at < len) {
 		entry = data + at;
 		if (len - at < sizeof(*entry))
 			return -EPROTO;
 		reclen = le16_to_cpu(entry->reclen);
-		name_len = le16_to_cpu(entry->name_len);
-		if (reclen > len - at || reclen != ALIGN(sizeof(*entry) + name_len, 8) ||
-		    !good_name((const char *)(entry + 1), name_len, NAME_ENTRY_OR_DOTS))
+		if (!good_entry(entry, sizeof(*entry), len - at, reclen, le16_to_cpu(entry->name_len), NAME_ENTRY_OR_DOTS))
 			return -EPROTO;
 		at += reclen;
 	}
@@ -535,16 +539,14 @@ int mxfs_fsop_check_extents(const void *data, u32 len, u64 pos, u32 block, u64 d
 int mxfs_fsop_check_names(const void *data, u32 len)
 {
 	const struct mxfs_wire_name *entry;
-	u32 at = 0, reclen, name_len;
+	u32 at = 0, reclen;
 
 	while (at < len) {
 		entry = data + at;
 		if (len - at < sizeof(*entry))
 			return -EPROTO;
 		reclen = le16_to_cpu(entry->reclen);
-		name_len = le16_to_cpu(entry->name_len);
-		if (reclen > len - at || reclen != ALIGN(sizeof(*entry) + name_len, 8) ||
-		    !good_name((const char *)(entry + 1), name_len, NAME_ENTRY) || !le64_to_cpu(entry->handle.ino))
+		if (!good_entry(entry, sizeof(*entry), len - at, reclen, le16_to_cpu(entry->name_len), NAME_ENTRY) || !le64_to_cpu(entry->handle.ino))
 			return -EPROTO;
 		at += reclen;
 	}

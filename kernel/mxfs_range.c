@@ -52,20 +52,10 @@ static void range_demote(struct mxfs_lock *lk, int from, int to)
 		mxfs_data_settle(lk->owner);
 }
 
-static bool range_pin(struct mxfs_lock *lk)
-{
-	return igrab(lk->owner) != NULL;
-}
-
-static void range_unpin(struct mxfs_lock *lk)
-{
-	iput(lk->owner);
-}
-
 static const struct mxfs_lock_ops range_lock_ops = {
 	.demote = range_demote,
-	.get = range_pin,
-	.put = range_unpin,
+	.get = mxfs_inode_pin,
+	.put = mxfs_inode_unpin,
 };
 
 static struct mxfs_lock *range_lock(struct inode *inode, unsigned int shift, u64 index)
@@ -264,10 +254,9 @@ static ssize_t range_round(struct kiocb *iocb, struct iov_iter *iter, bool write
 	if (!n && write && !test_bit(MXFS_VN_UNPRIVED, &MXFS_VN(inode)->state) && !is_sxid(inode->i_mode))
 		n = mxfs_remove_privs(inode); /* file capabilities alone: of most files there are none */
 	if (!n && iov_iter_count(iter)) {
-		hidden = iov_iter_count(iter) - min_t(size_t, iov_iter_count(iter), MXFS_RANGE_BYTES);
-		iov_iter_truncate(iter, MXFS_RANGE_BYTES);
+		hidden = mxfs_iter_window(iter, MXFS_RANGE_BYTES);
 		n = range_locked(iocb, iter, write, mode);
-		iov_iter_reexpand(iter, iov_iter_count(iter) + hidden);
+		mxfs_iter_unhide(iter, hidden);
 	}
 	mxfs_lock_put(&mi->lock, mode);
 	return n;

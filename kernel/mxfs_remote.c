@@ -852,17 +852,18 @@ static int remote_readlink(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, c
 	return size ? run_bytes(sbi, &build, buf, min_t(u32, size, MXFS_PATH_LEN_MAX)) : -EINVAL;
 }
 
-static int remote_readdir(struct mxfs_sb_info *sbi, const struct mxfs_fh *dir, u64 cookie, struct mxfs_dirent_sink *sink)
+/* READDIR, NAMES: entries of a directory. */
+static int run_entries(struct mxfs_sb_info *sbi, const struct mxfs_fh *dir, struct mxfs_fsop_build *build, u64 cookie, u64 length,
+		       int (*check)(const void *data, u32 len), struct mxfs_dirent_sink *sink)
 {
 	struct result result;
 	int err;
-	BUILD(MXFS_FSOP_READDIR, dir);
 
-	build.args.offset = cpu_to_le64(cookie);
-	build.args.length = cpu_to_le64(min_t(size_t, sink->size, MXFS_FSOP_DATA_MAX));
+	build->args.offset = cpu_to_le64(cookie);
+	build->args.length = cpu_to_le64(length);
 	sink->used = 0;
-	err = run(sbi, &build, &result);
-	if (!err && (result.data_len > sink->size || mxfs_fsop_check_dirents(result.data, result.data_len))) {
+	err = run(sbi, build, &result);
+	if (!err && (result.data_len > sink->size || check(result.data, result.data_len))) {
 		mxfs_err(sbi, "the holder's list of the names in directory %llu is damaged", dir->ino);
 		err = -EIO;
 	}
@@ -876,29 +877,20 @@ static int remote_readdir(struct mxfs_sb_info *sbi, const struct mxfs_fh *dir, u
 	return err;
 }
 
+static int remote_readdir(struct mxfs_sb_info *sbi, const struct mxfs_fh *dir, u64 cookie, struct mxfs_dirent_sink *sink)
+{
+	BUILD(MXFS_FSOP_READDIR, dir);
+
+	return run_entries(sbi, dir, &build, cookie, min_t(size_t, sink->size, MXFS_FSOP_DATA_MAX), mxfs_fsop_check_dirents,
+			   sink);
+}
+
 static int remote_names(struct mxfs_sb_info *sbi, const struct mxfs_fh *dir, u64 cookie, u32 max, struct mxfs_dirent_sink *sink)
 {
-	struct result result;
-	int err;
 	BUILD(MXFS_FSOP_NAMES, dir);
 
 	build.flags = MXFS_REQ_KERNEL;
-	build.args.offset = cpu_to_le64(cookie);
-	build.args.length = cpu_to_le64(max);
-	sink->used = 0;
-	err = run(sbi, &build, &result);
-	if (!err && (result.data_len > sink->size || mxfs_fsop_check_names(result.data, result.data_len))) {
-		mxfs_err(sbi, "the holder's list of the names in directory %llu is damaged", dir->ino);
-		err = -EIO;
-	}
-	if (!err) {
-		memcpy(sink->buf, result.data, result.data_len);
-		sink->used = result.data_len;
-		sink->next = le64_to_cpu(result.head.value);
-		sink->eof = le32_to_cpu(result.head.flags) & MXFS_REPLY_EOF;
-	}
-	result_put(&result);
-	return err;
+	return run_entries(sbi, dir, &build, cookie, max, mxfs_fsop_check_names, sink);
 }
 
 static int remote_getattrs(struct mxfs_sb_info *sbi, const struct mxfs_handle *handles, u32 count, struct mxfs_wire_brief *briefs,

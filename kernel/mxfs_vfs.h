@@ -170,6 +170,20 @@ int mxfs_file_open(struct inode *inode, struct file *file);
 int mxfs_file_open_held(struct inode *inode, struct file *file); /* INODE is held, the attributes are valid */
 int mxfs_file_release(struct inode *inode, struct file *file);
 int mxfs_file_fsync(struct file *file, loff_t start, loff_t end, int datasync);
+/* Hides all but `bytes` of the iterator from what runs between these two. */
+static inline size_t mxfs_iter_window(struct iov_iter *iter, size_t bytes)
+{
+	size_t hidden = iov_iter_count(iter) - min(bytes, iov_iter_count(iter));
+
+	iov_iter_truncate(iter, bytes);
+	return hidden;
+}
+
+static inline void mxfs_iter_unhide(struct iov_iter *iter, size_t hidden)
+{
+	iov_iter_reexpand(iter, iov_iter_count(iter) + hidden);
+}
+
 /* As the lower file's own O_DIRECT, inside the gate; the iterator is put back if a page of it was not there (-EFAULT). */
 ssize_t mxfs_lower_direct(struct kiocb *iocb, struct iov_iter *iter, bool write, struct mxfs_attr *attr);
 
@@ -301,7 +315,10 @@ ssize_t mxfs_pages_write(struct inode *inode, loff_t pos, struct iov_iter *from)
 /* The page with the old end of file: nothing written beyond it through mappings may become visible. */
 void mxfs_pages_zero_tail(struct inode *inode, loff_t old_size);
 
-/* mxfs_cache.c: writes and drops pages; -EBUSY if stores through mappings win. last -1: all */
+/* mxfs_cache.c: of every lock whose owner is an inode. */
+bool mxfs_inode_pin(struct mxfs_lock *lk);
+void mxfs_inode_unpin(struct mxfs_lock *lk);
+/* Writes and drops pages; -EBUSY if stores through mappings win. last -1: all */
 int mxfs_pages_drop(struct inode *inode, pgoff_t first, pgoff_t last);
 
 /* mxfs_xattr.c */

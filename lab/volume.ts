@@ -48,6 +48,14 @@ export const FENCING_SAYS: readonly RegExp[] = [
   /reservation conflict/i,
 ];
 
+function counterOf(counters: ReadonlyMap<string, number>, node: NodeName, name: string): number {
+  const value = counters.get(name);
+  if (value === undefined || Number.isNaN(value)) {
+    throw new VolumeError(`node${node}: the kernel has no counter ${name}`);
+  }
+  return value;
+}
+
 /** An expectation that did not hold; the message says what was expected and what was found. */
 export class VolumeError extends Error {
   override name = "VolumeError";
@@ -179,6 +187,29 @@ export class Volume {
   async status(node: NodeName): Promise<Record<string, unknown>> {
     const text = await this.lab.run(node, ["mxfs_lock", "status", "--json"], { timeoutMs: 60_000 });
     return JSON.parse(text) as Record<string, unknown>;
+  }
+
+  /** The kernel's counters and gauges, by their names without `count_`. */
+  async counters(node: NodeName): Promise<ReadonlyMap<string, number>> {
+    const { kernel } = await this.status(node);
+    return new Map(
+      Object.entries((kernel ?? {}) as Record<string, unknown>)
+        .filter(([name]) => name.startsWith("count_"))
+        .map(([name, value]) => [name.slice("count_".length), Number(value)] as const),
+    );
+  }
+
+  /** One of them. @throws VolumeError when the kernel has none of that name. */
+  async counter(node: NodeName, name: string): Promise<number> {
+    return counterOf(await this.counters(node), node, name);
+  }
+
+  /** How far counters have moved while `action` ran. */
+  async moved(node: NodeName, action: () => Promise<unknown>): Promise<(name: string) => number> {
+    const before = await this.counters(node);
+    await action();
+    const after = await this.counters(node);
+    return (name) => counterOf(after, node, name) - counterOf(before, node, name);
   }
 
   /** What the kernel says of a mount: its role, its state, its daemon's pid. Needs no daemon, and costs little. */

@@ -12,30 +12,6 @@ import { MOUNTPOINT, rounds, Suite } from "./mxfs_suite.js";
 
 const suite = new Suite("mxfs-asking", { mounted: false });
 
-/** The kernel's counters and gauges of a node. */
-async function counters(node: number): Promise<ReadonlyMap<string, number>> {
-  const { kernel } = await suite.volume.status(node);
-  assert.type(kernel, "object");
-  const found = Object.entries(kernel as Record<string, unknown>)
-    .filter(([name]) => name.startsWith("count_"))
-    .map(([name, value]) => [name.slice("count_".length), Number(value)] as const);
-  return new Map(found);
-}
-
-function value(from: ReadonlyMap<string, number>, name: string): number {
-  const found = from.get(name);
-  if (found === undefined) throw new Error(`the kernel has no counter ${name}`);
-  return found;
-}
-
-/** How far counters have moved while `action` ran. */
-async function moved(node: number, action: () => Promise<unknown>): Promise<(name: string) => number> {
-  const before = await counters(node);
-  await action();
-  const after = await counters(node);
-  return (name) => value(after, name) - value(before, name);
-}
-
 /** Also for a test that runs alone, or after one that failed. */
 async function mounted(): Promise<void> {
   const { volume } = suite;
@@ -58,7 +34,7 @@ suite.proves(
     const count = 100 * rounds(1);
     const dir = `${MOUNTPOINT}/alone`;
     await volume.mount(1);
-    const by = await moved(1, async () => {
+    const by = await suite.volume.moved(1, async () => {
       await volume.work(1, ["tree-make", MOUNTPOINT, count, 3]);
       await lab.run(
         1,
@@ -69,10 +45,10 @@ suite.proves(
     assert.is(by("lock_ask"), 0, "requests while alone");
     assert.is(by("lock_items"), 0, "lock messages while alone");
     assert.ok(by("solo_grants") >= count + 200, `${by("solo_grants")} solo grants`);
-    assert.is(value(await counters(1), "locks_solo"), 1);
+    assert.is(await suite.volume.counter(1, "locks_solo"), 1);
 
     await volume.mount(2);
-    assert.is(value(await counters(1), "locks_solo"), 0);
+    assert.is(await suite.volume.counter(1, "locks_solo"), 0);
     await volume.work(2, ["tree-check", MOUNTPOINT, count, 3]);
     await sameTree(dir);
     await Promise.all([1, 2].map((node) => volume.work(node, ["churn", dir, `n${node}`, 12])));
@@ -80,9 +56,9 @@ suite.proves(
 
     await volume.umount(2);
     await until("node 1 is alone again", 20_000, async () =>
-      value(await counters(1), "locks_solo") === 1 ? true : undefined,
+      (await suite.volume.counter(1, "locks_solo")) === 1 ? true : undefined,
     );
-    const again = await moved(1, () => volume.work(1, ["rates", dir, 200]));
+    const again = await suite.volume.moved(1, () => volume.work(1, ["rates", dir, 200]));
     assert.is(again("lock_items"), 0, "lock messages while alone again");
     await volume.mount(2);
     await sameTree(dir);
@@ -97,10 +73,10 @@ suite.proves(
     const dir = `${MOUNTPOINT}/contended`;
     await volume.umount(2);
     await lab.run(1, `mkdir -p ${dir}/from/moved ${dir}/to`);
-    assert.is(value(await counters(1), "locks_solo"), 1);
+    assert.is(await suite.volume.counter(1, "locks_solo"), 1);
     const holding = volume.hold(1, ["mxfs_lock", "lock", "super:1", "EX"]);
     assert.is(await holding.first, "granted EX super:1");
-    assert.is(value(await counters(1), "locks_solo"), 0);
+    assert.is(await suite.volume.counter(1, "locks_solo"), 0);
     assert.match(await lab.run(1, ["mxfs_lock", "dump"]), /inode:[0-9]+:[0-9]+/);
     // Who moves a directory to another parent needs that lock.
     const moving = lab.spawn(1, ["mv", `${dir}/from/moved`, `${dir}/to/`]);
@@ -133,7 +109,7 @@ suite.proves(
     ] as const) {
       const dir = `${MOUNTPOINT}/dirty${here}`;
       const deep = `${dir}/a/b/c/d`;
-      const by = await moved(here, async () => {
+      const by = await suite.volume.moved(here, async () => {
         await lab.run(here, ["mkdir", "-p", deep]);
         await volume.work(here, ["tree-make", deep, count, here]);
         await volume.work(there, ["tree-check", deep, count, here]);
@@ -144,7 +120,7 @@ suite.proves(
       assert.ok(by("lock_batches") < by("lock_items"), `${by("lock_batches")} messages`);
       await volume.work(here, ["tree-check", deep, count, here]);
       await sameTree(dir);
-      assert.is(value(await counters(here), "locks_covered"), 0);
+      assert.is(await suite.volume.counter(here, "locks_covered"), 0);
     }
   },
 );
@@ -208,10 +184,10 @@ suite.proves("The cache of locks keeps to its bound, and nothing is lost by that
     const dir = `${MOUNTPOINT}/bound${node}`;
     await lab.run(node, `mkdir ${dir}; echo ${bound} >${setting}`);
     try {
-      const by = await moved(node, () => volume.work(node, ["tree-make", dir, 160, node]));
+      const by = await suite.volume.moved(node, () => volume.work(node, ["tree-make", dir, 160, node]));
       const held = await until("the cache is trimmed", 30_000, async () => {
-        const now = await counters(node);
-        return value(now, "locks_held") <= bound ? value(now, "locks_held") : undefined;
+        const now = await volume.counter(node, "locks_held");
+        return now <= bound ? now : undefined;
       });
       assert.ok(held > 0);
       assert.ok(by("cache_evicted") >= 90, `${by("cache_evicted")} given up`);
@@ -221,7 +197,7 @@ suite.proves("The cache of locks keeps to its bound, and nothing is lost by that
       await lab.run(node, `echo 0 >${setting}`);
     }
     // Memory pressure asks for the same.
-    const by = await moved(node, async () => {
+    const by = await suite.volume.moved(node, async () => {
       await volume.work(node, ["tree-check", dir, 160, node]);
       await lab.run(node, "for i in 1 2 3 4; do echo 2 >/proc/sys/vm/drop_caches; done");
     });
@@ -243,7 +219,7 @@ suite.proves(
     ] as const) {
       const dir = `${MOUNTPOINT}/many${node}`;
       await lab.run(node, ["mkdir", dir]);
-      const by = await moved(node, async () => {
+      const by = await suite.volume.moved(node, async () => {
         await volume.work(node, ["names", dir, "x", count], { timeoutMs: 280_000 });
         await lab.run(node, `cd ${dir} && ls -l >/dev/null && rm x00[0-4]*`, { timeoutMs: 120_000 });
       });

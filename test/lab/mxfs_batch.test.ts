@@ -7,30 +7,18 @@
 
 import { test } from "uvu";
 import * as assert from "uvu/assert";
+import type { NodeName } from "../../lab/lab.js";
 import { MOUNTPOINT, rounds, Suite } from "./mxfs_suite.js";
 
 const suite = new Suite("mxfs-batch", { mounted: true });
 
-async function counters(node: number): Promise<ReadonlyMap<string, number>> {
-  const { kernel } = await suite.volume.status(node);
-  assert.type(kernel, "object");
-  return new Map(
-    Object.entries(kernel as Record<string, unknown>)
-      .filter(([name]) => name.startsWith("count_"))
-      .map(([name, value]) => [name.slice("count_".length), Number(value)] as const),
-  );
-}
-
-/** How far counters have moved while `action` ran. */
-async function moved(node: number, action: () => Promise<unknown>): Promise<(name: string) => number> {
-  const before = await counters(node);
-  await action();
-  const after = await counters(node);
-  return (name) => {
-    const [from, to] = [before.get(name), after.get(name)];
-    if (from === undefined || to === undefined) throw new Error(`the kernel has no counter ${name}`);
-    return to - from;
-  };
+/** Who works, and who looks at it: the holder and the member, and the other way round. */
+async function bothWays(): Promise<readonly (readonly [NodeName, NodeName])[]> {
+  const { holder, member } = await suite.volume.roles();
+  return [
+    [holder, member],
+    [member, holder],
+  ];
 }
 
 /** Sizes, modes and names, and a sum of the contents, as a node sees them. */
@@ -51,7 +39,7 @@ for (const maker of ["holder", "member"] as const) {
     );
     const wanted = await lab.run(here, `cd ${dir} && ${SHOW}`);
     let sizes = "";
-    const looking = await moved(there, async () => {
+    const looking = await suite.volume.moved(there, async () => {
       sizes = await lab.run(there, `cd ${dir} && find . -type f -printf '%s\\n' | wc -l`);
     });
     assert.is(sizes.trim(), String(count));
@@ -69,7 +57,7 @@ for (const maker of ["holder", "member"] as const) {
       assert.ok(looking("ahead_map") > 0.9 * count, `${looking("ahead_map")} maps came along`);
     }
     let seen = "";
-    const reading = await moved(there, async () => {
+    const reading = await suite.volume.moved(there, async () => {
       seen = await lab.run(there, `cd ${dir} && ${SHOW}`, { timeoutMs: 120_000 });
     });
     assert.is(seen, wanted);
@@ -86,12 +74,12 @@ suite.proves(
     const { volume, lab } = suite;
     const { holder, member } = await volume.roles();
     const dir = `${MOUNTPOINT}/newborns`;
-    const recalled = await moved(holder, async () => {
+    const recalled = await suite.volume.moved(holder, async () => {
       await lab.run(holder, ["mkdir", dir]);
       await volume.work(holder, ["names", dir, "n", 300]);
       // The youngest are taken for being in use.
       await lab.run(holder, ["sleep", "2"]);
-      const lowered = await moved(holder, () => lab.run(member, `ls -l ${dir} | wc -l`));
+      const lowered = await suite.volume.moved(holder, () => lab.run(member, `ls -l ${dir} | wc -l`));
       assert.ok(lowered("cover_lowered") >= 290, `${lowered("cover_lowered")} told as PR`);
     });
     assert.ok(recalled("bast") < 30, `${recalled("bast")} recalls`);
@@ -102,12 +90,8 @@ suite.proves(
 );
 
 suite.proves("What has come ahead is not believed any more when the other node has changed it", async () => {
-  const { volume, lab } = suite;
-  const roles = await volume.roles();
-  for (const [writer, reader] of [
-    [roles.holder, roles.member],
-    [roles.member, roles.holder],
-  ] as const) {
+  const { lab } = suite;
+  for (const [writer, reader] of await bothWays()) {
     const dir = `${MOUNTPOINT}/changed-by-${writer}`;
     await lab.run(
       writer,
@@ -131,12 +115,8 @@ suite.proves("What has come ahead is not believed any more when the other node h
 });
 
 suite.proves("A node's own changes of a directory are not undone by what had come ahead", async () => {
-  const { volume, lab } = suite;
-  const roles = await volume.roles();
-  for (const [maker, other] of [
-    [roles.holder, roles.member],
-    [roles.member, roles.holder],
-  ] as const) {
+  const { lab } = suite;
+  for (const [maker, other] of await bothWays()) {
     const dir = `${MOUNTPOINT}/own-${maker}`;
     await lab.run(
       maker,
@@ -161,11 +141,8 @@ suite.proves(
   "Files that grow and are replaced while the other node goes through them never shrink for it",
   async () => {
     const { volume, lab } = suite;
-    const roles = await volume.roles();
-    for (const [writer, reader] of [
-      [roles.holder, roles.member],
-      [roles.member, roles.holder],
-    ] as const) {
+    const { holder } = await volume.roles();
+    for (const [writer, reader] of await bothWays()) {
       const dir = `${MOUNTPOINT}/grown-by-${writer}`;
       const files = 40;
       await lab.run(writer, ["mkdir", dir]);
@@ -173,7 +150,7 @@ suite.proves(
       const watching = volume.work(reader, ["grow-watch", dir, files]);
       try {
         for (let round = 1; round <= rounds(2); round++) {
-          await volume.work(writer, ["grow", dir, files, writer === roles.holder ? 60 : 25, round]);
+          await volume.work(writer, ["grow", dir, files, writer === holder ? 60 : 25, round]);
         }
       } finally {
         await lab.run(writer, ["touch", `${dir}/stop`]);

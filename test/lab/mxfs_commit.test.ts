@@ -36,13 +36,6 @@ async function mounted(): Promise<void> {
   assert.is(await volume.role(1), "holder");
 }
 
-async function counter(node: number, name: string): Promise<number> {
-  const { kernel } = await suite.volume.status(node);
-  const value = Number((kernel as Record<string, unknown>)[`count_${name}`]);
-  assert.ok(Number.isInteger(value), `counter ${name} of node ${node}`);
-  return value;
-}
-
 /** One of each kind of change that is answered early, and things that follow from each other. (A special file is not, and commits.) */
 function changes(dir: string): string {
   return `set -e; cd ${dir}
@@ -67,7 +60,7 @@ suite.proves(
     await suite.volume.mkfs();
     await mounted();
     const { volume, lab } = suite;
-    const early = await counter(1, "fsop_early");
+    const early = await suite.volume.counter(1, "fsop_early");
     // What is durable at once comes first, on both: it commits everything.
     for (const node of MEMBERS) {
       await lab.run(
@@ -93,7 +86,7 @@ suite.proves(
         return { node, dir, before: await shown(node, dir), command, said: () => said, had: before };
       }),
     );
-    assert.ok((await counter(1, "fsop_early")) - early > 2 * FILES, "the holder answers early");
+    assert.ok((await suite.volume.counter(1, "fsop_early")) - early > 2 * FILES, "the holder answers early");
     lab.kill(1);
     await until("a member has taken over", TAKEOVER_MS, async () => {
       const states = await Promise.all(MEMBERS.map((node) => volume.kernelState(node)));
@@ -101,7 +94,10 @@ suite.proves(
     });
     for (const it of open) {
       assert.is(await shown(it.node, it.dir), it.before, `node ${it.node}`);
-      assert.ok((await counter(it.node, "redone")) > FILES, `node ${it.node} had something to do again`);
+      assert.ok(
+        (await suite.volume.counter(it.node, "redone")) > FILES,
+        `node ${it.node} had something to do again`,
+      );
       await it.command.write(Buffer.from("go\n"));
       await until("the open file was written", TAKEOVER_MS, async () =>
         it.said().includes("done") ? true : undefined,

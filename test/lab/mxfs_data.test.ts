@@ -23,14 +23,6 @@ async function sides(): Promise<{ holder: number; member: number }> {
   return roles;
 }
 
-/** One of the kernel's counters. */
-async function counter(node: number, name: string): Promise<number> {
-  const { kernel } = await suite.volume.status(node);
-  const value = (kernel as Record<string, unknown> | undefined)?.[`count_${name}`];
-  if (value === undefined) throw new Error(`node${node}: the kernel has no counter ${name}`);
-  return Number(value);
-}
-
 async function checksum(node: number, file: string): Promise<string> {
   return (await suite.lab.run(node, `md5sum <${file}`, SLOW)).slice(0, 32);
 }
@@ -67,19 +59,25 @@ for (const direct of [0, 1]) {
 suite.proves("A member's data goes to the disk and not through the holder", async () => {
   const { member } = await sides();
   const before = {
-    disk: await counter(member, "disk_write"),
-    holder: await counter(member, "holder_write"),
-    read: await counter(member, "disk_read"),
-    holderRead: await counter(member, "holder_read"),
+    disk: await suite.volume.counter(member, "disk_write"),
+    holder: await suite.volume.counter(member, "holder_write"),
+    read: await suite.volume.counter(member, "disk_read"),
+    holderRead: await suite.volume.counter(member, "holder_read"),
   };
   const file = `${MOUNTPOINT}/straight`;
   await suite.lab.run(member, `dd if=/dev/urandom of=${file} bs=1M count=8 conv=fsync status=none`, SLOW);
   await suite.lab.run(member, `echo 3 >/proc/sys/vm/drop_caches; cat ${file} >/dev/null`, SLOW);
   const pages = (8 << 20) / 4096;
-  assert.ok((await counter(member, "disk_write")) - before.disk >= pages, "pages written to the disk");
-  assert.is((await counter(member, "holder_write")) - before.holder, 0);
-  assert.ok((await counter(member, "disk_read")) - before.read >= pages, "pages read from the disk");
-  assert.is((await counter(member, "holder_read")) - before.holderRead, 0);
+  assert.ok(
+    (await suite.volume.counter(member, "disk_write")) - before.disk >= pages,
+    "pages written to the disk",
+  );
+  assert.is((await suite.volume.counter(member, "holder_write")) - before.holder, 0);
+  assert.ok(
+    (await suite.volume.counter(member, "disk_read")) - before.read >= pages,
+    "pages read from the disk",
+  );
+  assert.is((await suite.volume.counter(member, "holder_read")) - before.holderRead, 0);
 });
 
 suite.proves(
@@ -107,7 +105,7 @@ suite.proves(
   async () => {
     const { lab } = suite;
     const { member } = await sides();
-    const before = await counter(member, "holder_read");
+    const before = await suite.volume.counter(member, "holder_read");
     for (let turn = 0; turn < rounds(2); turn++) {
       for (const node of [1, 2]) {
         await lab.run(
@@ -126,7 +124,7 @@ suite.proves(
       }
     }
     assert.ok(
-      (await counter(member, "holder_read")) > before,
+      (await suite.volume.counter(member, "holder_read")) > before,
       "the member reads shared blocks through the holder",
     );
   },

@@ -15,11 +15,6 @@ const suite = new Suite("mxfs-ranges", { mounted: true });
 const SLOW = { timeoutMs: 300_000 };
 const HALF = 8 << 20;
 
-async function counter(node: number, name: string): Promise<number> {
-  const { kernel } = await suite.volume.status(node);
-  return Number((kernel as Record<string, unknown> | undefined)?.[`count_${name}`] ?? Number.NaN);
-}
-
 /** A file of two halves, all of it written. */
 async function prepare(name: string): Promise<string> {
   const file = `${MOUNTPOINT}/${name}`;
@@ -67,14 +62,14 @@ suite.proves(
     await writeHalves(file);
     const before = await Promise.all(
       [1, 2].map(async (node) => ({
-        io: await counter(node, "range_io"),
-        asked: await counter(node, "lock_ask"),
+        io: await suite.volume.counter(node, "range_io"),
+        asked: await suite.volume.counter(node, "lock_ask"),
       })),
     );
     await writeHalves(file);
     for (const node of [1, 2]) {
-      const io = (await counter(node, "range_io")) - (before[node - 1]?.io ?? 0);
-      const asked = (await counter(node, "lock_ask")) - (before[node - 1]?.asked ?? 0);
+      const io = (await suite.volume.counter(node, "range_io")) - (before[node - 1]?.io ?? 0);
+      const asked = (await suite.volume.counter(node, "lock_ask")) - (before[node - 1]?.asked ?? 0);
       assert.ok(io >= 400, `node${node}: ${io} of 512 writes under EXTENT locks`);
       assert.ok(asked <= io / 4, `node${node}: asked for ${asked} locks`);
     }
@@ -87,7 +82,7 @@ suite.proves(
   async () => {
     const words = ["--ioengine=libaio", "--iodepth=16", "--direct=1", "--bs=4k", "--io_size=2m"];
     const file = await prepare("async");
-    const before = await Promise.all([1, 2].map((node) => counter(node, "direct_async")));
+    const before = await Promise.all([1, 2].map((node) => suite.volume.counter(node, "direct_async")));
     await Promise.all(
       [1, 2].map(async (node) => {
         const own = `${MOUNTPOINT}/async-${node}`;
@@ -100,7 +95,7 @@ suite.proves(
     );
     await verifyHalves(file);
     for (const node of [1, 2]) {
-      const started = (await counter(node, "direct_async")) - (before[node - 1] ?? 0);
+      const started = (await suite.volume.counter(node, "direct_async")) - (before[node - 1] ?? 0);
       assert.ok(started >= 500, `node${node}: ${started} operations were not waited for`);
     }
   },
@@ -134,7 +129,7 @@ suite.proves(
       "--do_verify=0",
     ]);
     await until("it writes", 60_000, async () =>
-      (await counter(member, "direct_async")) > 3000 ? true : undefined,
+      (await suite.volume.counter(member, "direct_async")) > 3000 ? true : undefined,
     );
     lab.kill(holder);
     await writing;

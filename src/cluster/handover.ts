@@ -214,13 +214,20 @@ export class HandOver {
     return answer === "taken";
   }
 
+  /** Who cannot tell writes nothing any more: somebody may have taken it over, and have released it since. */
   private async isReservationLost(): Promise<boolean> {
     const { state } = this;
     if (state.ports.pr === null) return false;
-    const reservation = await state.ports.pr.readReservation();
-    state.alive();
-    // None: whoever took it over has left as well by now; we have not released it.
-    return reservation.kind === "none" || (reservation.kind === "held" && reservation.key !== state.key);
+    const deadline = state.now() + state.timings.nodeTimeoutMs;
+    for (;;) {
+      const reservation = await state.ports.pr.readReservation();
+      state.alive();
+      // None: whoever took it over has left as well by now; we have not released it.
+      if (reservation.kind !== "error") return reservation.kind === "none" || reservation.key !== state.key;
+      state.log("error", "READ RESERVATION fails while leaving", { error: reservation.message });
+      if (state.now() >= deadline) return true;
+      await state.pause(state.timings.heartbeatMs);
+    }
   }
 
   private async leaveAlone(): Promise<void> {

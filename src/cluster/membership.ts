@@ -16,6 +16,7 @@
 import { dealChunks } from "../disk/lock_records.js";
 import type { DiskHeader, HeaderMember } from "../disk/lockstate.js";
 import { chunkCount, HEADER_MEMBER_STATE } from "../disk/lockstate.js";
+import { hexKey } from "../disk/reservation.js";
 import { MXFS_DISK_LOCK_CHUNK_COUNT_MAX, MXFS_NODE_COUNT_MAX, NodeState, Role } from "../wire/abi.js";
 import type { ClusterMessageOf, MemberInfo } from "../wire/messages.js";
 import { fenceForSure, fenceSelfAndHalt, waitForDrain } from "./eviction.js";
@@ -562,7 +563,10 @@ export class Coordinator {
     return without.length === 0 || this.giveUpOn(without, "its key is not registered; registering again");
   }
 
-  /** The header with the new epoch, durable. A conflict means that we are fenced; errors are tried again. */
+  /**
+   * The header with the new epoch, durable. A conflict means that we are fenced; errors are tried again, as long as the
+   * reservation is ours: who had it taken from him and let the taker leave is not refused by the target.
+   */
   private async writeHeader(plan: Plan): Promise<void> {
     const { state } = this;
     const location = state.location;
@@ -577,12 +581,30 @@ export class Coordinator {
         fenceSelfAndHalt(state, "the target refused our write of the header: another node has fenced us");
       }
       state.log("error", "cannot write the header", { error: outcome.message });
-      if (state.now() >= deadline)
-        fenceSelfAndHalt(state, `the header cannot be written: ${outcome.message}`);
-      await state.pause(state.timings.heartbeatMs);
+      do {
+        if (state.now() >= deadline)
+          fenceSelfAndHalt(state, `the header cannot be written: ${outcome.message}`);
+        await state.pause(state.timings.heartbeatMs);
+      } while (!(await this.hasReservation()));
     }
     state.header = header;
     await this.journal.follow(plan.view.members, state.self);
+  }
+
+  /** False: nobody has it, or nobody can tell. */
+  private async hasReservation(): Promise<boolean> {
+    const { state } = this;
+    if (state.ports.pr === null) return true;
+    const reservation = await state.ports.pr.readReservation();
+    state.alive();
+    if (reservation.kind !== "held") return false;
+    if (reservation.key !== state.key) {
+      fenceSelfAndHalt(
+        state,
+        `key ${hexKey(reservation.key)} has the reservation: another node has taken over`,
+      );
+    }
+    return true;
   }
 
   private makeHeader(view: View, evicted: readonly Eviction[]): DiskHeader {

@@ -344,6 +344,25 @@ test("a holder that dies in the middle of its hand-over is taken over, whoever h
   }
 });
 
+test("a leaver that cannot see whether it was taken over writes no header behind a taker that has left", async () => {
+  await course({ hostCount: 2 }, async (cluster) => {
+    const [old, taker] = [at(cluster, 0), at(cluster, 1)];
+    old.unmount();
+    await cluster.pass(20_000, () => cluster.target.reservation?.key === taker.key);
+    cluster.network.cut(old, taker);
+    old.loseDisk(10_000);
+    await cluster.pass(15_000, () => leads(taker));
+    assert.ok(leads(taker));
+    taker.unmount();
+    await cluster.pass(10_000, () => taker.kernel.state === "idle");
+    assert.is(taker.kernel.state, "idle");
+    const { lastHeaderEpoch } = cluster.disk;
+    await cluster.pass(40_000);
+    assert.is(cluster.disk.lastHeaderEpoch, lastHeaderEpoch);
+    assert.is(old.kernel.state, "idle");
+  });
+});
+
 /** profile=fast. */
 const FAST: Timings = {
   ...TIMINGS_DEFAULT,

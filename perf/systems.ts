@@ -14,7 +14,8 @@
 //
 // Weakness: two nodes only; node 1 and node 2 are taken to be equally fast.
 
-import { DEVICE, MOUNTPOINT, until, type Volume, VolumeError } from "../lab/volume.js";
+import { DEVICE, MOUNTPOINT, type Volume, VolumeError } from "../lab/volume.js";
+import { startKernelDlm } from "./kernel_dlm.js";
 import { providePrograms } from "./packages.js";
 import type { SystemKey } from "./rows.js";
 
@@ -88,64 +89,12 @@ const nfs: System = {
   },
 };
 
-// Corosync reads one setting a line. There is no udev in a guest, and dlm_controld looks for /dev/misc.
-const GFS2_NODE = `set -e
-mkdir -p /etc/corosync /etc/dlm /var/lib/corosync /run/corosync /dev/misc
-cat >/etc/corosync/corosync.conf <<END
-totem {
-  version: 2
-  cluster_name: ${CLUSTER}
-  transport: knet
-  crypto_cipher: none
-  crypto_hash: none
-}
-nodelist {
-  node {
-    ring0_addr: 10.77.0.1
-    name: node1
-    nodeid: 1
-  }
-  node {
-    ring0_addr: 10.77.0.2
-    name: node2
-    nodeid: 2
-  }
-}
-quorum {
-  provider: corosync_votequorum
-  two_node: 1
-  wait_for_all: 0
-}
-logging {
-  to_stderr: no
-  to_syslog: no
-  to_logfile: yes
-  logfile: /var/log/corosync.log
-}
-END
-echo enable_fencing=0 >/etc/dlm/dlm.conf
-modprobe -a configfs dlm gfs2
-awk '$2 ~ /^dlm/ { print $2, $1 }' /proc/misc | while read -r name minor; do
-  [ -e "/dev/misc/$name" ] || mknod "/dev/misc/$name" c 10 "$minor"
-done
-corosync`;
-
 const gfs2: System = {
   packages: ["gfs2-utils", "corosync", "dlm-controld"],
   programs: ["/usr/sbin/mkfs.gfs2", "/usr/sbin/corosync", "/usr/sbin/dlm_controld", "/usr/sbin/dlm_tool"],
   async up({ lab }) {
-    const both = (script: string): Promise<unknown> =>
-      Promise.all([1, 2].map((node) => lab.run(node, script, { timeoutMs: UP_TIMEOUT_MS })));
-    await both(GFS2_NODE);
-    await until("corosync sees both nodes", 60_000, async () => {
-      const seen = await Promise.all([1, 2].map((node) => lab.exec(node, "corosync-quorumtool -s")));
-      return seen.every((it) => /^Nodes:\s+2$/m.test(it.stdout)) ? true : undefined;
-    });
-    await both("dlm_controld");
-    await until("dlm_controld answers on both nodes", 60_000, async () => {
-      const seen = await Promise.all([1, 2].map((node) => lab.exec(node, "dlm_tool status")));
-      return seen.every((it) => it.status === 0) ? true : undefined;
-    });
+    await startKernelDlm(lab, CLUSTER);
+    for (const node of [1, 2]) await lab.run(node, "modprobe gfs2", { timeoutMs: UP_TIMEOUT_MS });
     await lab.run(1, `mkfs.gfs2 -O -q -K -p lock_dlm -t ${CLUSTER}:mxfs -j 2 -J 32 ${DEVICE}`, {
       timeoutMs: UP_TIMEOUT_MS,
     });

@@ -21,6 +21,7 @@ import { type Holding, Lab, Volume } from "../../lab/volume.js";
 import { hashResource } from "../../src/dlm/resource.js";
 import { masterOf, sortedNodes } from "../../src/dlm/view.js";
 import { parseResource } from "../../src/main/resource_name.js";
+import { startKernelDlm } from "../kernel_dlm.js";
 
 const NAMES = 100;
 const LOCKER = "/usr/local/bin/perf-locker";
@@ -53,52 +54,9 @@ export interface LabFigures {
   say(line: string): void;
 }
 
-const COROSYNC = `totem {
-  version: 2
-  cluster_name: perf
-  transport: knet
-  crypto_cipher: none
-  crypto_hash: none
-}
-nodelist {
-  node {
-    ring0_addr: 10.77.0.1
-    nodeid: 1
-    name: node1
-  }
-  node {
-    ring0_addr: 10.77.0.2
-    nodeid: 2
-    name: node2
-  }
-}
-quorum {
-  provider: corosync_votequorum
-  two_node: 1
-  wait_for_all: 0
-}
-logging {
-  to_logfile: yes
-  logfile: /tmp/corosync.log
-  to_syslog: no
-}
-`;
-
-/** Device nodes are udev's work, and guests have none: the minors are in /proc/misc. */
-const START_DLM = `set -e
-modprobe configfs
-modprobe dlm
-mountpoint -q /sys/kernel/config || mount -t configfs none /sys/kernel/config
-mkdir -p /dev/misc /etc/dlm /etc/corosync
-echo enable_fencing=0 >/etc/dlm/dlm.conf
-setsid sh -c 'while :; do while read minor name; do case $name in dlm*) [ -e /dev/misc/$name ] ||
-  mknod /dev/misc/$name c 10 $minor;; esac; done </proc/misc; sleep 0.3; done' >/dev/null 2>&1 </dev/null &
-setsid corosync -f >/tmp/corosync.out 2>&1 </dev/null &
-for i in $(seq 60); do corosync-quorumtool -s 2>/dev/null | grep -q 'Quorate: *Yes' && break; sleep 1; done
-setsid dlm_controld -D >/tmp/dlm_controld.log 2>&1 </dev/null &
-for i in $(seq 60); do [ -e /dev/misc/dlm-control ] && dlm_tool status >/dev/null 2>&1 && exit 0; sleep 1; done
-echo 'dlm_controld does not answer:'; tail -5 /tmp/corosync.log /tmp/dlm_controld.log; exit 1
-`;
+/** Device nodes are udev's work, and guests have none: lockspaces that are made later are in /proc/misc. */
+const MAKE_NODES = `setsid sh -c 'while :; do while read minor name; do case $name in dlm*) [ -e /dev/misc/$name ] ||
+  mknod /dev/misc/$name c 10 $minor;; esac; done </proc/misc; sleep 0.3; done' >/dev/null 2>&1 </dev/null &`;
 
 /** @throws when a guest, mxfs or the kernel's dlm does not start. */
 export async function labRows(
@@ -133,13 +91,9 @@ export async function labRows(
     const kib = (await lab.run(1, [MEMORY, String(pid)])).trim().split(" ").map(Number);
     figures.memory((kib[0] ?? 0) / 1024, (kib[1] ?? 0) / 1024);
     if (withDlm) {
-      writeFileSync(join(folder, "corosync.conf"), COROSYNC);
-      for (const node of volume.nodes) {
-        await lab.run(node, "mkdir -p /etc/corosync");
-        await lab.put(node, join(folder, "corosync.conf"), "/etc/corosync/corosync.conf");
-      }
       figures.say("corosync and dlm_controld");
-      await Promise.all(volume.nodes.map((node) => lab.run(node, START_DLM, { timeoutMs: 2 * START_MS })));
+      await startKernelDlm(lab, "perf");
+      await Promise.all(volume.nodes.map((node) => lab.run(node, MAKE_NODES)));
     }
     const systems: readonly System[] = withDlm ? ["mxfs", "dlm"] : ["mxfs"];
     for (const [index, list] of names.entries()) {

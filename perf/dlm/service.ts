@@ -14,10 +14,11 @@
 // Weakness: three daemons on the processors of one host; what a mounted volume does besides (fencing, the kernel's dump,
 // lock records) is not in it.
 
-import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import { type ChildProcess, spawn } from "node:child_process";
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as pause } from "node:timers/promises";
+import { run } from "../../lab/host.js";
 import { ControlConnection, ControlError, isObject } from "../../src/main/control.js";
 import { LockMode } from "../../src/wire/abi.js";
 
@@ -43,10 +44,6 @@ export interface ServiceFigures {
 
 const CHECK_EVERY = 20;
 
-function sh(program: string, ...args: string[]): string {
-  return execFileSync(program, args, { encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] });
-}
-
 class Cluster {
   readonly #dir = mkdtempSync("/tmp/mxfs-perf-service-");
   readonly #tag = `mxp${process.pid}`;
@@ -56,20 +53,20 @@ class Cluster {
 
   open(): void {
     const image = join(this.#dir, "image");
-    sh("truncate", "-s", "320M", image);
-    sh("mkfs.xfs", "-q", "-f", image);
-    this.#device = sh("losetup", "-f", "--show", image).trim();
+    run("truncate", ["-s", "320M", image]);
+    run("mkfs.xfs", ["-q", "-f", image]);
+    this.#device = run("losetup", ["-f", "--show", image]).trim();
     const hub = this.#space("hub");
-    sh("ip", "-n", hub, "link", "add", "br0", "type", "bridge", "mcast_snooping", "0");
-    sh("ip", "-n", hub, "link", "set", "br0", "up");
+    run("ip", ["-n", hub, "link", "add", "br0", "type", "bridge", "mcast_snooping", "0"]);
+    run("ip", ["-n", hub, "link", "set", "br0", "up"]);
     for (const node of NODES) {
       const own = this.#space(String(node));
       const cable = ["link", "add", "mx0", "netns", own, "type", "veth", "peer", "name", `mx${node}`];
-      sh("ip", ...cable, "netns", hub);
-      sh("ip", "-n", hub, "link", "set", `mx${node}`, "master", "br0", "up");
-      sh("ip", "-n", own, "addr", "add", `10.98.0.${node}/24`, "dev", "mx0");
-      sh("ip", "-n", own, "link", "set", "mx0", "up");
-      sh("ip", "-n", own, "link", "set", "lo", "up");
+      run("ip", [...cable, "netns", hub]);
+      run("ip", ["-n", hub, "link", "set", `mx${node}`, "master", "br0", "up"]);
+      run("ip", ["-n", own, "addr", "add", `10.98.0.${node}/24`, "dev", "mx0"]);
+      run("ip", ["-n", own, "link", "set", "mx0", "up"]);
+      run("ip", ["-n", own, "link", "set", "lo", "up"]);
       const home = this.#home(node);
       mkdirSync(join(home, "run"), { recursive: true });
       const files = `uuid_file = ${home}/uuid\nincarnation_file = ${home}/incarnation\n`;
@@ -80,7 +77,7 @@ class Cluster {
 
   #space(name: string): string {
     const space = `${this.#tag}-${name}`;
-    sh("ip", "netns", "add", space);
+    run("ip", ["netns", "add", space]);
     this.#spaces.push(space);
     return space;
   }
@@ -152,10 +149,10 @@ class Cluster {
       this.kill(node);
     }
     for (const space of this.#spaces) {
-      sh("ip", "netns", "del", space);
+      run("ip", ["netns", "del", space]);
     }
     if (this.#device !== "") {
-      sh("losetup", "-d", this.#device);
+      run("losetup", ["-d", this.#device]);
     }
     rmSync(this.#dir, { recursive: true, force: true });
   }
@@ -253,7 +250,7 @@ export async function serviceRows(
     }
     const head = await coordinator(cluster);
     const [other, victim] = NODES.filter((node) => node !== head) as [Node, Node];
-    const [resident = 0, table = 0] = sh(memoryTool, String(cluster.pid(other)))
+    const [resident = 0, table = 0] = run(memoryTool, [String(cluster.pid(other))])
       .trim()
       .split(" ")
       .map(Number);

@@ -3,7 +3,7 @@
 // The lock service without a mount, on this host: two real daemons in two network namespaces over one loop device,
 // driven by real mxfs_lock processes.
 
-import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import { type ChildProcess, spawn } from "node:child_process";
 import {
   existsSync,
   mkdirSync,
@@ -17,16 +17,13 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { suite } from "uvu";
 import * as assert from "uvu/assert";
+import { run } from "../../lab/host.js";
 
 const ROOT = join(dirname(fileURLToPath(import.meta.url)), "..", "..", "..");
 const MXFSD = join(ROOT, "dist", "daemon", "mxfsd.js");
 const MXFS_LOCK = join(ROOT, "dist", "daemon", "mxfs_lock.js");
 const NODES = ["a", "b"] as const;
 type Node = (typeof NODES)[number];
-
-function sh(program: string, ...args: string[]): string {
-  return execFileSync(program, args, { encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] });
-}
 
 interface Ended {
   readonly status: number | null;
@@ -123,14 +120,13 @@ class Service {
 
   open(): void {
     const image = join(this.dir, "image");
-    sh("truncate", "-s", "320M", image);
-    sh("mkfs.xfs", "-q", "-f", image);
-    this.device = sh("losetup", "-f", "--show", image).trim();
+    run("truncate", ["-s", "320M", image]);
+    run("mkfs.xfs", ["-q", "-f", image]);
+    this.device = run("losetup", ["-f", "--show", image]).trim();
     for (const node of NODES) {
-      sh("ip", "netns", "add", `${this.tag}${node}`);
+      run("ip", ["netns", "add", `${this.tag}${node}`]);
     }
-    sh(
-      "ip",
+    run("ip", [
       "link",
       "add",
       "mx0",
@@ -143,12 +139,12 @@ class Service {
       "mx0",
       "netns",
       `${this.tag}b`,
-    );
+    ]);
     NODES.forEach((node, index) => {
       const ns = `${this.tag}${node}`;
-      sh("ip", "-n", ns, "addr", "add", `10.99.0.${index + 1}/24`, "dev", "mx0");
-      sh("ip", "-n", ns, "link", "set", "mx0", "up");
-      sh("ip", "-n", ns, "link", "set", "lo", "up");
+      run("ip", ["-n", ns, "addr", "add", `10.99.0.${index + 1}/24`, "dev", "mx0"]);
+      run("ip", ["-n", ns, "link", "set", "mx0", "up"]);
+      run("ip", ["-n", ns, "link", "set", "lo", "up"]);
       const home = this.home(node);
       mkdirSync(join(home, "run"), { recursive: true });
       writeFileSync(
@@ -196,11 +192,11 @@ class Service {
     }
     for (const node of NODES) {
       if (existsSync(`/run/netns/${this.tag}${node}`)) {
-        sh("ip", "netns", "del", `${this.tag}${node}`);
+        run("ip", ["netns", "del", `${this.tag}${node}`]);
       }
     }
     if (this.device !== "") {
-      sh("losetup", "-d", this.device);
+      run("losetup", ["-d", this.device]);
     }
     rmSync(this.dir, { recursive: true, force: true });
   }

@@ -131,7 +131,11 @@ export class Coordinator {
     }
     const { incarnation, address, port } = message;
     this.joins.set(from, { node: from, incarnation, slot: old?.slot ?? 0, address, port, role: Role.MEMBER });
-    if (same) this.#resync = `node ${hexNode(from)} rejoins`;
+    if (same) {
+      // Its earlier daemon may have begun to leave. This one writes lock records again, until it says so itself.
+      this.leaves.delete(from);
+      this.#resync = `node ${hexNode(from)} rejoins`;
+    }
     state.poke();
   }
 

@@ -363,6 +363,24 @@ test("a leaver that cannot see whether it was taken over writes no header behind
   });
 });
 
+test("who rejoins in the middle of its leave is in the view until its new daemon leaves", async () => {
+  await course({ hostCount: 4 }, async (cluster) => {
+    const [holder, leaver, dead] = [at(cluster, 0), at(cluster, 1), at(cluster, 3)];
+    // No view change ends before this one is found dead, so that LEAVE and JOIN meet.
+    dead.powerOff();
+    holder.daemon?.core?.message(leaver.node, { kind: "LEAVE" });
+    await cluster.pass(100);
+    leaver.killDaemon();
+    await cluster.pass(60_000, () => viewOf(holder).length === 3);
+    assert.ok(viewOf(holder).includes(leaver.node));
+    await cluster.pass(10_000);
+    assert.ok(
+      viewOf(holder).includes(leaver.node) && leaver.serving(),
+      "put out by what its earlier daemon had said",
+    );
+  });
+});
+
 /** profile=fast. */
 const FAST: Timings = {
   ...TIMINGS_DEFAULT,

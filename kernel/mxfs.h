@@ -78,6 +78,8 @@ struct mxfs_attr {
 	u64 size, blocks, change;
 	struct timespec64 atime, mtime, ctime, btime;
 	u32 numbering;		   /* of its handle, mxfs_remote_numbering(); local: 0 */
+	u32 holders;		   /* `change` counts for this holder: mxfs_remote_holders(); 0: not told */
+	u64 seen;		   /* with a question that changes this directory: mxfs_attr_seen(); 0: not known */
 };
 
 /* ---------------------------------------------------------------- gate (mxfs_gate.c) */
@@ -466,6 +468,8 @@ void mxfs_remote_drain(struct mxfs_sb_info *sbi);
  */
 bool mxfs_remote_translate(struct mxfs_sb_info *sbi, struct mxfs_fh *fh);
 u32 mxfs_remote_numbering(struct mxfs_sb_info *sbi);
+/* How many holders this node has followed: versions that different ones have told do not compare. */
+u32 mxfs_remote_holders(struct mxfs_sb_info *sbi);
 void mxfs_remote_fail(struct mxfs_sb_info *sbi, int error); /* every waiting fsop ends */
 
 /* What is pending may have been lost on its way: it is sent again, and again for a while. */
@@ -508,6 +512,8 @@ struct mxfs_inode {
 	struct mutex lazy;	/* members that are written rarely */
 	bool open_held, parked;
 	u32 lower_flags;	/* MXFS_ATTR_* */
+	u32 change_of;		/* mxfs_remote_holders() of `change`; 0: not known */
+	u64 change;		/* i_version on the lower XFS, as the attributes had it */
 	struct timespec64 btime;
 	void *private;		/* mxfs_file.c / mxfs_aops.c */
 };

@@ -272,6 +272,18 @@ void mxfs_ahead_forget(struct inode *dir)
 	spin_unlock(&a->lock);
 }
 
+void mxfs_ahead_moved(struct inode *dir)
+{
+	struct mxfs_ahead *a = ahead_of(dir);
+
+	if (!a)
+		return;
+	spin_lock(&a->lock);
+	a->changes++; /* what is on its way is not taken */
+	ahead_restart(mxfs_inode_sbi(dir), a, 0);
+	spin_unlock(&a->lock);
+}
+
 void mxfs_ahead_destroy(struct inode *dir)
 {
 	struct mxfs_ahead *a = ahead_of(dir);

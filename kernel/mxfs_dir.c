@@ -313,6 +313,7 @@ static int mxfs_make(struct inode *dir, struct dentry *dentry, umode_t mode, dev
 	err = mxfs_gate_enter(sbi);
 	if (err)
 		goto out;
+	dattr.seen = mxfs_attr_seen(dir);
 	if (target)
 		err = sbi->be->symlink(sbi, &di->fh, name->name, name->len, target, &attr, &dattr);
 	else
@@ -535,6 +536,7 @@ static int mxfs_link(struct dentry *old, struct inode *dir, struct dentry *dentr
 	err = mxfs_attr_refresh_gated(inode);
 	if (!err && !inode->i_nlink) /* unlinked meanwhile; parked ones do not come back */
 		err = -ENOENT;
+	dattr.seen = mxfs_attr_seen(dir);
 	if (!err)
 		err = sbi->be->link(sbi, &mi->fh, &di->fh, dentry->d_name.name, dentry->d_name.len, &attr, &dattr);
 	mxfs_ahead_changed(dir, &dentry->d_name);
@@ -683,6 +685,7 @@ static int mxfs_remove_try(struct inode *dir, struct dentry *dentry, struct inod
 	err = mxfs_gate_enter(sbi);
 	if (err)
 		goto out_victim;
+	dattr.seen = mxfs_attr_seen(dir);
 	err = sbi->be->unlink(sbi, &di->fh, name->name, name->len, flags, &attr, &dattr);
 	mxfs_ahead_changed(dir, name);
 	mxfs_gate_leave(sbi);
@@ -862,6 +865,7 @@ static int mxfs_rename_try(struct mxfs_rename *r)
 	err = mxfs_gate_enter(sbi);
 	if (err)
 		goto out_victim;
+	odattr.seen = mxfs_attr_seen(r->odir);
 	err = sbi->be->rename(sbi, &od->fh, oname->name, oname->len, &nd->fh, nname->name, nname->len, flags, &odattr,
 			      &ndattr);
 	mxfs_ahead_changed(r->odir, oname);

@@ -658,6 +658,26 @@ static bool is_target(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, const 
 	return same;
 }
 
+/*
+ * The directory is still what its member knew before it asked: the earlier holder has done nothing, and the error stands. Without
+ * this an empty file, or a directory, of the same owner under that name would be taken for the one that was to be made.
+ */
+static bool is_unchanged(struct mxfs_sb_info *sbi, const struct mxfs_fsop_parsed *p, const struct mxfs_fh *dir)
+{
+	u64 seen = le64_to_cpu(p->args.size);
+	struct mxfs_attr now;
+
+	switch (p->op) {
+	case MXFS_FSOP_MAKE:
+	case MXFS_FSOP_SYMLINK:
+	case MXFS_FSOP_LINK:
+	case MXFS_FSOP_UNLINK:
+	case MXFS_FSOP_RENAME:
+		return seen && !mxfs_local_backend.getattr(sbi, dir, &now) && now.change <= seen;
+	}
+	return false;
+}
+
 /* A replayed operation failed with `err`: 0 if it had been done by the earlier holder, else `err`. */
 static int done_before(struct mxfs_sb_info *sbi, const struct mxfs_fsop_parsed *p, struct outcome *out, int err)
 {
@@ -668,6 +688,8 @@ static int done_before(struct mxfs_sb_info *sbi, const struct mxfs_fsop_parsed *
 
 	mxfs_fsop_get_handle(&dir, &p->args.h);
 	mxfs_fsop_get_handle(&fh2, &p->args.h2);
+	if (is_unchanged(sbi, p, &dir))
+		return err;
 	switch (p->op) {
 	case MXFS_FSOP_MAKE:
 	case MXFS_FSOP_SYMLINK:

@@ -163,6 +163,11 @@ struct inode *mxfs_iget(struct super_block *sb, const struct mxfs_attr *attr)
 	inode = iget5_locked(sb, attr->fh.ino, mxfs_iget_test, mxfs_iget_set, (void *)attr);
 	if (!inode)
 		return ERR_PTR(-ENOMEM);
+	/* Or between the line above and this, which mxfs_inodes_moved() cannot have seen then. */
+	if (unlikely(inode->i_state & I_NEW && attr->numbering && attr->numbering != mxfs_remote_numbering(sbi))) {
+		iget_failed(inode);
+		return ERR_PTR(-ESTALE);
+	}
 	if (!(inode->i_state & I_NEW)) {
 		if (((inode->i_mode ^ attr->mode) & S_IFMT) == 0)
 			return inode;
@@ -238,12 +243,14 @@ void mxfs_inodes_moved(struct mxfs_sb_info *sbi)
 
 	spin_lock(&sb->s_inode_list_lock);
 	list_for_each_entry(inode, &sb->s_inodes, i_sb_list) {
+		if (S_ISDIR(inode->i_mode)) /* names that were fetched ahead may lead to the old numbers */
+			mxfs_ahead_moved(inode);
 		fh = MXFS_I(inode)->fh;
 		if (!mxfs_remote_translate(sbi, &fh) || MXFS_VN(inode)->renumbered == numbering)
 			continue;
 		spin_lock(&inode->i_lock);
-		/* One that is going needs no number any more; one that is coming has the new one. */
-		if (inode->i_state & (I_FREEING | I_WILL_FREE | I_NEW)) {
+		/* One that is going needs no number any more. */
+		if (inode->i_state & (I_FREEING | I_WILL_FREE)) {
 			spin_unlock(&inode->i_lock);
 			continue;
 		}
@@ -251,9 +258,14 @@ void mxfs_inodes_moved(struct mxfs_sb_info *sbi)
 		spin_unlock(&inode->i_lock);
 		spin_unlock(&sb->s_inode_list_lock);
 		iput(last); /* its place in the list was needed until now */
+		last = inode;
+		wait_on_inode(inode); /* one that is coming; its maker waits for nothing meanwhile */
+		if (is_bad_inode(inode)) {
+			spin_lock(&sb->s_inode_list_lock);
+			continue;
+		}
 		MXFS_VN(inode)->renumbered = numbering;
 		mxfs_inode_rename(inode, &fh);
-		last = inode;
 		cond_resched();
 		spin_lock(&sb->s_inode_list_lock);
 	}
@@ -287,6 +299,8 @@ static void mxfs_attr_copy(struct inode *inode, const struct mxfs_attr *attr, bo
 	mi->lower_flags = attr->flags;
 	mi->parked = attr->flags & MXFS_ATTR_PARKED;
 	mi->btime = attr->btime;
+	mi->change = attr->change;
+	mi->change_of = attr->holders;
 	inode->i_atime = attr->atime;
 	vn->disk_size = attr->size;
 	if (!content)
@@ -312,6 +326,19 @@ void mxfs_attr_apply(struct inode *inode, const struct mxfs_attr *attr, enum mxf
 	MXFS_VN(inode)->attr_seq++;
 	WRITE_ONCE(mi->attr_gen, mxfs_lock_gen(&mi->lock));
 	spin_unlock(&inode->i_lock);
+}
+
+u64 mxfs_attr_seen(struct inode *inode)
+{
+	struct mxfs_inode *mi = MXFS_I(inode);
+	u64 seen = 0;
+
+	spin_lock(&inode->i_lock);
+	if (mi->change_of && mi->change_of == mxfs_remote_holders(mxfs_inode_sbi(inode)) &&
+	    READ_ONCE(mi->attr_gen) == mxfs_lock_gen(&mi->lock))
+		seen = mi->change;
+	spin_unlock(&inode->i_lock);
+	return seen;
 }
 
 /* A member that asks for the attributes of a file gets the map of a small one with them. */

@@ -57,12 +57,14 @@
 #define MXFS_REMOTE_HASH_BITS 8
 #define MXFS_FORCE_ROOM 16 /* numbers below MXFS_FSOP_WINDOW_MAX that only FORCE may take: it makes the others free */
 #define MXFS_COMMIT_PAUSE_MS 100 /* when a commit is due and the gate is shut */
+#define MXFS_REDO_PAUSE_MS 200	 /* before what was refused for want of space is tried again, */
+#define MXFS_REDO_SPACE_MS 5000	 /* for so long */
 #define DOUBT_MS 20000 /* how long after the end of a connection answers may be lost at its other end */
 #define ANOTHER_HOLDER (-ERESTARTNOINTR) /* not an errno of an answer: it has to begin again */
 
-unsigned int mxfs_commit_ms;
+unsigned int mxfs_commit_ms = MXFS_FSOP_COMMIT_MS;
 module_param_named(commit_ms, mxfs_commit_ms, uint, 0644);
-MODULE_PARM_DESC(commit_ms, "how long what a member was answered may stay uncommitted: then the holder forces its log, and the member asks, in ms; 0 on the holder (default): nothing is answered before it is durable; " __stringify(MXFS_FSOP_COMMIT_MS) " is reasonable");
+MODULE_PARM_DESC(commit_ms, "how long what a member was answered may stay uncommitted: then the holder forces its log, and the member asks, in ms; 0 on the holder: nothing is answered before it is durable; default: " __stringify(MXFS_FSOP_COMMIT_MS));
 
 struct call {
 	refcount_t ref; /* pending, caller, whoever sends it */
@@ -690,9 +692,12 @@ static void give_attrs(const struct result *result, struct mxfs_attr *attr, stru
 	if (attr) {
 		mxfs_fsop_get_attr(attr, &result->head.attr);
 		attr->numbering = result->call->numbering;
+		attr->holders = result->call->gen;
 	}
-	if (dattr)
+	if (dattr) {
 		mxfs_fsop_get_attr(dattr, &result->head.attr2);
+		dattr->holders = result->call->gen;
+	}
 }
 
 /* Runs an operation of which only the attributes are wanted. */
@@ -728,6 +733,12 @@ static void set_name(struct mxfs_fsop_build *build, const char *name, u32 len)
 {
 	build->name = name;
 	build->name_len = len;
+}
+
+/* By which a replay tells done from not done. */
+static void set_seen(struct mxfs_fsop_build *build, const struct mxfs_attr *dattr)
+{
+	build->args.size = cpu_to_le64(dattr ? dattr->seen : 0);
 }
 
 static int remote_getroot(struct mxfs_sb_info *sbi, struct mxfs_attr *attr)
@@ -773,6 +784,7 @@ static int remote_make(struct mxfs_sb_info *sbi, const struct mxfs_fh *dir, cons
 	build.args.mode = cpu_to_le32(mode);
 	build.args.rdev_major = cpu_to_le32(MAJOR(rdev));
 	build.args.rdev_minor = cpu_to_le32(MINOR(rdev));
+	set_seen(&build, dattr);
 	return run_simple(sbi, &build, attr, dattr);
 }
 
@@ -786,6 +798,7 @@ static int remote_symlink(struct mxfs_sb_info *sbi, const struct mxfs_fh *dir, c
 	build.name2_len = strlen(target);
 	if (build.name2_len >= MXFS_PATH_LEN_MAX)
 		return -ENAMETOOLONG;
+	set_seen(&build, dattr);
 	return run_simple(sbi, &build, attr, dattr);
 }
 
@@ -796,6 +809,7 @@ static int remote_link(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, const
 
 	mxfs_fsop_put_handle(&build.args.h2, fh);
 	set_name(&build, name, len);
+	set_seen(&build, dattr);
 	return run_simple(sbi, &build, attr, dattr);
 }
 
@@ -806,6 +820,7 @@ static int remote_unlink(struct mxfs_sb_info *sbi, const struct mxfs_fh *dir, co
 
 	set_name(&build, name, len);
 	build.args.flags = cpu_to_le32(flags);
+	set_seen(&build, dattr);
 	return run_simple(sbi, &build, attr, dattr);
 }
 
@@ -822,6 +837,7 @@ static int remote_rename(struct mxfs_sb_info *sbi, const struct mxfs_fh *odir, c
 	build.name2 = nname;
 	build.name2_len = nlen;
 	build.args.flags = cpu_to_le32(flags);
+	set_seen(&build, odattr);
 	return run_simple(sbi, &build, odattr, ndattr);
 }
 
@@ -1468,6 +1484,11 @@ u32 mxfs_remote_numbering(struct mxfs_sb_info *sbi)
 	return atomic_read(&sbi->remote->numbering);
 }
 
+u32 mxfs_remote_holders(struct mxfs_sb_info *sbi)
+{
+	return READ_ONCE(sbi->remote->gen);
+}
+
 static void forget_moved(struct mxfs_remote *remote)
 {
 	struct moved *moved, *next;
@@ -1696,29 +1717,61 @@ static void replay_failed(struct mxfs_remote *remote, struct call *call, int err
 	errseq_set(&sbi->sb->s_wb_err, error);
 }
 
+/* A call that asks for what `call` had asked for. Takes a reference on it. */
+static struct call *call_again(struct call *call)
+{
+	struct call *again = kzalloc(sizeof(*again), GFP_NOFS | __GFP_NOFAIL);
+
+	refcount_set(&again->ref, 1);
+	refcount_inc(&call->ref);
+	INIT_LIST_HEAD(&again->list);
+	init_completion(&again->done);
+	again->op = call->op;
+	again->seq = call->seq;
+	again->origin = call;
+	again->payload = call->payload;
+	again->len = call->len;
+	return again;
+}
+
+/*
+ * As ask_holder. Each node does again what it had kept, in its own order: space that one of them had made may not be free again
+ * when another one needs it. So that is waited for a while, once in a replay.
+ */
+static int ask_again(struct mxfs_remote *remote, struct call *call, u32 gen, unsigned long until, struct mxfs_fsop_reply *reply)
+{
+	bool numbered = true; /* the refusal is the answer to that number */
+	struct call *again;
+	int said;
+
+	for (;;) {
+		again = call_again(call);
+		said = ask_holder(remote, again, numbered, gen, reply);
+		call_put(again);
+		if ((said != -ENOSPC && said != -EDQUOT) || time_after(jiffies, until))
+			return said;
+		schedule_timeout_idle(msecs_to_jiffies(MXFS_REDO_PAUSE_MS));
+		numbered = false;
+	}
+}
+
 static int redo_kept(struct mxfs_remote *remote, u32 gen, bool *failed)
 {
+	unsigned long until = jiffies + msecs_to_jiffies(MXFS_REDO_SPACE_MS);
 	struct mxfs_fsop_reply reply;
-	struct call *call, *again;
 	struct mxfs_fh made;
+	struct call *call;
 	int err, said;
 
 	while ((call = next_kept(remote, gen, true, &err))) {
-		again = kzalloc(sizeof(*again), GFP_NOFS | __GFP_NOFAIL);
-		refcount_set(&again->ref, 1);
-		INIT_LIST_HEAD(&again->list);
-		init_completion(&again->done);
-		again->op = call->op;
-		again->seq = call->seq;
-		again->origin = call; /* takes the reference */
 		mutex_lock(&remote->send_mutex);
 		((struct mxfs_fsop_request *)call->payload)->flags |= cpu_to_le32(MXFS_REQ_REPLAY);
-		again->payload = call->payload;
-		again->len = call->len;
+		if (call->op != MXFS_FSOP_SETATTR) /* of a directory that has lost changes since: tells nothing now */
+			memset(args_of(call) + offsetof(struct mxfs_fsop_args, size), 0, sizeof(__le64));
 		mutex_unlock(&remote->send_mutex);
-		said = ask_holder(remote, again, true, gen, &reply);
+		said = ask_again(remote, call, gen, until, &reply);
 		if (said == ANOTHER_HOLDER || READ_ONCE(remote->error)) {
-			call_put(again);
+			call_put(call);
 			return said == ANOTHER_HOLDER ? said : READ_ONCE(remote->error);
 		}
 		mxfs_count(remote->sbi, MXFS_COUNT_REDONE);
@@ -1744,7 +1797,7 @@ static int redo_kept(struct mxfs_remote *remote, u32 gen, bool *failed)
 		} else {
 			drop_kept(remote, call);
 		}
-		call_put(again);
+		call_put(call);
 	}
 	return err;
 }

@@ -135,6 +135,11 @@ void mxfs_last_close_queue(struct inode *inode);
 void mxfs_inode_drain(void);
 
 /*
+ * Before an operation that changes this directory, under its EX: the version of it that the operation finds, as far as this node
+ * knows without asking. 0: not known.
+ */
+u64 mxfs_attr_seen(struct inode *inode);
+/*
  * An answer of getattr that was asked for when the lock's generation was `gen` and attr_seq `seq`: taken if the lock is still cached and
  * nothing has changed here since. No message, no wait.
  */
@@ -155,6 +160,8 @@ void mxfs_ahead_found(struct inode *dir, const struct mxfs_attr *attr);
 void mxfs_ahead_changed(struct inode *dir, const struct qstr *name);
 /* The directory's lock is given up, or its inode evicted. */
 void mxfs_ahead_forget(struct inode *dir);
+/* Inodes of this node have got other numbers. */
+void mxfs_ahead_moved(struct inode *dir);
 void mxfs_ahead_destroy(struct inode *dir);
 
 /* mxfs_dir.c */

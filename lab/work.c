@@ -403,6 +403,29 @@ static int churn(const char *dir, const char *id, unsigned long count)
 	return 0;
 }
 
+/* Tries to make a file that is there, and its like as a directory, until `stop` is there: it must not succeed, nor fail otherwise. */
+static int taken(const char *path, const char *stop)
+{
+	unsigned long tries = 0;
+	char dir[4096];
+
+	snprintf(dir, sizeof(dir), "%s.d", path);
+	while (access(stop, F_OK)) {
+		for (int i = 0; i < 50; i++, tries++) {
+			if (open(path, O_CREAT | O_EXCL | O_WRONLY, 0644) >= 0)
+				die("try %lu: %s was made, and had been there", tries, path);
+			if (errno != EEXIST)
+				die("create %s: %s", path, strerror(errno));
+			if (!mkdir(dir, 0755))
+				die("try %lu: %s was made, and had been there", tries, dir);
+			if (errno != EEXIST)
+				die("mkdir %s: %s", dir, strerror(errno));
+		}
+	}
+	printf("%lu tries\n", tries);
+	return 0;
+}
+
 static volatile uint64_t *map_word(const char *path, unsigned long offset, int write)
 {
 	int fd = open(path, write ? O_RDWR : O_RDONLY);
@@ -932,6 +955,8 @@ int main(int argc, char **argv)
 		return append_check(argv[2], argv + 4, argc - 4, number(argv[3]));
 	if (!strcmp(what, "churn") && argc == 5)
 		return churn(argv[2], argv[3], number(argv[4]));
+	if (!strcmp(what, "taken") && argc == 4)
+		return taken(argv[2], argv[3]);
 	if (!strcmp(what, "mmap-set") && argc == 5) {
 		*map_word(argv[2], number(argv[3]), 1) = number(argv[4]);
 		return 0;
@@ -968,7 +993,7 @@ int main(int argc, char **argv)
 		return mounts();
 	fprintf(stderr, "usage: mxfs-work tree-make|tree-check DIR COUNT SEED [JOBS] |\n  append FILE ID COUNT |\n"
 			"  grow DIR COUNT CHANGES SEED | grow-watch DIR COUNT |\n"
-			"  append-check FILE COUNT ID... | churn DIR ID COUNT | mmap-set FILE OFFSET VALUE |\n"
+			"  append-check FILE COUNT ID... | churn DIR ID COUNT | taken PATH STOP | mmap-set FILE OFFSET VALUE |\n"
 			"  mmap-wait FILE OFFSET VALUE SECONDS | mmap-turns FILE PARITY TURNS SECONDS |\n"
 			"  file-turns FILE PARITY TURNS SECONDS | locked-add FILE flock|fcntl COUNT |\n"
 			"  hold FILE flock|fcntl | try-lock FILE flock|fcntl | rates DIR COUNT | open-unlinked FILE |\n"

@@ -211,7 +211,7 @@ struct mxfs_fsop_args {
 	__le32 uid;
 	__le32 gid;
 	__le32 pad;
-	__le64 size;
+	__le64 size;             /* make, symlink, link, unlink, rename: h's `change` as the member knows it before; 0: it does not */
 	__le64 atime_sec;
 	__le64 mtime_sec;
 	__le32 atime_nsec;

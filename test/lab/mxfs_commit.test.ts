@@ -155,4 +155,91 @@ suite.proves(
   { expected: DEATH },
 );
 
+suite.proves(
+  "A member that leaves, or dies, has lost nothing of what it was answered when all die next",
+  async () => {
+    await mounted();
+    const { volume, lab } = suite;
+    const dir = (node: number) => `${MOUNTPOINT}/left${node}`;
+    for (const node of MEMBERS) await lab.run(node, `mkdir ${dir(node)}; sync -f ${MOUNTPOINT}`);
+    const before = await Promise.all(
+      MEMBERS.map(async (node) => {
+        await lab.run(node, changes(dir(node)));
+        return await shown(node, dir(node));
+      }),
+    );
+    await volume.umount(2);
+    lab.kill(3);
+    // Of the dead one's directory the holder hears when its locks have passed on.
+    assert.equal(await Promise.all(MEMBERS.map((node) => shown(1, dir(node)))), before);
+    lab.kill(1);
+    await Promise.all([1, 3].map((node) => lab.start(node)));
+    await Promise.all([1, 3].map((node) => volume.prepare(node)));
+    await volume.mount(1, TIMINGS);
+    assert.equal(await Promise.all(MEMBERS.map((node) => shown(1, dir(node)))), before);
+    await volume.umountAll();
+    await volume.checkXfs(1);
+  },
+  { expected: DEATH },
+);
+
+suite.proves(
+  "When the holder leaves, its successor has nothing to do again, and when that one dies nothing is missed",
+  async () => {
+    await mounted();
+    const { volume, lab } = suite;
+    const dir = (node: number) => `${MOUNTPOINT}/handed${node}`;
+    for (const node of MEMBERS) await lab.run(node, `mkdir ${dir(node)}; sync -f ${MOUNTPOINT}`);
+    const before = await Promise.all(
+      MEMBERS.map(async (node) => {
+        await lab.run(node, changes(dir(node)));
+        return await shown(node, dir(node));
+      }),
+    );
+    const redone = await Promise.all(MEMBERS.map((node) => counter(node, "redone")));
+    await volume.umount(1);
+    assert.equal(await Promise.all(MEMBERS.map((node) => shown(node, dir(node)))), before);
+    assert.equal(await Promise.all(MEMBERS.map((node) => counter(node, "redone"))), redone);
+    const states = await Promise.all(MEMBERS.map((node) => volume.kernelState(node)));
+    const holder = states[0]?.role === "holder" ? 2 : 3;
+    const member = holder === 2 ? 3 : 2;
+    await lab.run(member, `set -e; cd ${dir(member)}; for i in $(seq 50); do : >more$i; done; rm file20; ls more1`);
+    const then = await shown(member, dir(member));
+    lab.kill(holder);
+    assert.is(await shown(member, dir(member)), then);
+    assert.is(await shown(member, dir(holder)), before[MEMBERS.indexOf(holder)]);
+    await volume.umountAll();
+    await volume.checkXfs(member);
+  },
+  { expected: DEATH },
+);
+
+suite.proves(
+  "A name that is taken stays taken for who tries to make it while the holder dies",
+  async () => {
+    await mounted();
+    const { volume, lab } = suite;
+    const dir = `${MOUNTPOINT}/taken`;
+    // Empty, and of the same owner: nothing tells it from what the other one would make.
+    await lab.run(2, `set -e; mkdir ${dir} ${MOUNTPOINT}/signs; : >${dir}/lock; mkdir ${dir}/lock.d; ls ${dir}`);
+    const tries = lab.run(3, `mxfs-work taken ${dir}/lock ${MOUNTPOINT}/signs/stop`, { timeoutMs: 2 * TAKEOVER_MS });
+    tries.catch(() => {}); // looked at below
+    await lab.run(2, `ls ${MOUNTPOINT}`);
+    const sent = await counter(3, "fsop_sent");
+    await until("the attempts are under way", 60_000, async () =>
+      (await counter(3, "fsop_sent")) > sent + 100 ? true : undefined,
+    );
+    lab.kill(1);
+    await until("a member has taken over", TAKEOVER_MS, async () => {
+      const states = await Promise.all(MEMBERS.map((node) => volume.kernelState(node)));
+      return states.some((state) => state?.role === "holder") ? true : undefined;
+    });
+    await lab.run(2, `: >${MOUNTPOINT}/signs/stop`, { timeoutMs: TAKEOVER_MS });
+    assert.match(await tries, /^\d+ tries\n$/);
+    await volume.umountAll();
+    await volume.checkXfs(2);
+  },
+  { expected: DEATH },
+);
+
 test.run();

@@ -170,6 +170,8 @@ struct mxfs_lock {
 	struct list_head covered;	/* locks that this one's EX stands for, */
 	struct list_head telling;	/* and those that are being asked for now; under cover_spin */
 	unsigned int telling_count;
+	u64 ahead_of;			/* the directory with a portion of which it came, as long as nobody has used it; 0 */
+	struct list_head ahead_list;	/* of the mount, perhaps without being one any more; under ahead_spin */
 	bool sync_all;			/* something was changed under a covered lock that is gone: a sync of all, not of this inode */
 	bool dead;			/* the inode is gone for good */
 	bool given;			/* the trimming of the cache has asked for it back */
@@ -230,8 +232,12 @@ int mxfs_lock_tell(struct mxfs_lock *lk);
  * (the cover), or there are none (solo), and who gives that up sees to it.
  */
 bool mxfs_lock_defer_clean(struct mxfs_lock *lk);
-/* Asks for a lock without waiting: the get that follows finds the answer, or waits for it. Not for one that is held already. */
-void mxfs_lock_ask_ahead(struct mxfs_lock *lk, int mode);
+/*
+ * Asks for a lock without waiting: the get that follows finds the answer, or waits for it. Not for one that is held already.
+ * of: 0, or the inode number of the directory for whose lookups it is asked: then nobody may ever use it, and when another node wants one
+ * such lock, all that came for that directory and have not been used are given up together.
+ */
+void mxfs_lock_ask_ahead(struct mxfs_lock *lk, int mode, u64 of);
 /* Sends what was asked ahead. */
 void mxfs_lock_ask_flush(struct mxfs_sb_info *sbi);
 /* Waits until it is answered, killable, to `deadline` (jiffies). 0, -ERESTARTSYS, -ETIME: it stays asked for. */
@@ -253,6 +259,8 @@ static inline void mxfs_lock_used(struct mxfs_lock *lk)
 {
 	if (!READ_ONCE(lk->recent))
 		WRITE_ONCE(lk->recent, true);
+	if (unlikely(READ_ONCE(lk->ahead_of)))
+		WRITE_ONCE(lk->ahead_of, 0);
 }
 /* Give the lock up to `mode` now, as if a BAST had come; waits until done (MXFS_LOCK_NOINTR honoured). */
 int mxfs_lock_drop(struct mxfs_lock *lk, int mode, unsigned int flags);
@@ -650,6 +658,7 @@ enum mxfs_counter {
 	MXFS_COUNT_AHEAD_NAME,	/* lookups that such a portion answered */
 	MXFS_COUNT_AHEAD_ATTR,	/* inodes whose attributes came with one, under their locks */
 	MXFS_COUNT_AHEAD_MAP,	/* files whose first extent came with them */
+	MXFS_COUNT_AHEAD_GIVEN,	/* locks that had come ahead and were given up unused, since another one of the directory was wanted elsewhere */
 	MXFS_COUNT_COVER_LOWERED, /* covered locks told as PR, since who wants the directory will want to read them */
 	MXFS_COUNT_MAX,
 };

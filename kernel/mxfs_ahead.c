@@ -356,14 +356,14 @@ static bool ahead_take(struct inode *dir, struct mxfs_ahead *a, struct ahead_por
 	return is_it;
 }
 
-/* Asks for the locks of all, and waits for the answers. */
-static void ahead_lock(struct mxfs_sb_info *sbi, struct ahead_portion *portion)
+/* Asks for the locks of all, what directory `of` leads to, and waits for the answers. */
+static void ahead_lock(struct mxfs_sb_info *sbi, struct ahead_portion *portion, u64 of)
 {
 	unsigned long end = jiffies + msecs_to_jiffies(MXFS_AHEAD_WAIT_ALL_MS), next;
 	unsigned int i;
 
 	for (i = 0; i < portion->count; i++)
-		mxfs_lock_ask_ahead(&MXFS_I(portion->children[i].inode)->lock, MXFS_MODE_PR);
+		mxfs_lock_ask_ahead(&MXFS_I(portion->children[i].inode)->lock, MXFS_MODE_PR, of);
 	mxfs_lock_ask_flush(sbi);
 	for (i = 0; i < portion->count; i++) {
 		next = jiffies + msecs_to_jiffies(MXFS_AHEAD_WAIT_MS);
@@ -486,7 +486,7 @@ static void ahead_fetch(struct inode *dir, struct mxfs_ahead *a, u64 cookie, u32
 			if (ahead_take(dir, a, portion, entry, name, wanted))
 				useful = true;
 		}
-		ahead_lock(sbi, portion);
+		ahead_lock(sbi, portion, MXFS_I(dir)->fh.ino);
 		ahead_attrs(sbi, portion);
 		while (portion->count)
 			iput(portion->children[--portion->count].inode);

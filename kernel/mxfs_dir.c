@@ -57,8 +57,8 @@ static void mxfs_locks_ask_ahead(const struct mxfs_lock_req *reqs, int count)
 			continue;
 		}
 		if (!asked)
-			mxfs_lock_ask_ahead(reqs[first].lk, reqs[first].mode);
-		mxfs_lock_ask_ahead(reqs[i].lk, reqs[i].mode);
+			mxfs_lock_ask_ahead(reqs[first].lk, reqs[first].mode, 0);
+		mxfs_lock_ask_ahead(reqs[i].lk, reqs[i].mode, 0);
 		asked = true;
 	}
 	if (asked)

@@ -33,7 +33,7 @@
  *
  * The cache is bounded (lock_cache_max): beyond it unused locks are given up, the least recently used first, or nearly so.
  *
- * Order of spinlocks: ls->spin -> lk->spin -> ls->hash_spin, ls->send_spin, ls->cover_spin. None is held around call-backs but
+ * Order of spinlocks: ls->spin -> lk->spin -> ls->hash_spin, ls->send_spin, ls->cover_spin, ls->ahead_spin. None is held around call-backs but
  * ops->get (igrab: i_lock is inside lk->spin's level, never around it).
  *
  * Known weakness: a dump holds ls->spin while it walks all locks (some 0.1 us each).
@@ -76,6 +76,7 @@
 #define MXFS_ZOMBIE_MS 20		     /* how long zombies are gathered for one log force, unless one is wanted; */
 #define MXFS_ZOMBIE_MEMBER_MS 500    /* on a member, where that is a message */
 #define MXFS_TRIM_PAUSE HZ	     /* jiffies between rounds that give up too little, since all are in use */
+#define MXFS_AHEAD_GIVE 32		     /* unused locks given up at a time */
 #define MXFS_TRIM_LOOK 256	     /* locks looked at in one turn */
 
 struct mxfs_lock_item {
@@ -107,6 +108,8 @@ struct mxfs_lockspace {
 	atomic_t cover_events;	/* something that a flush waits for */
 	unsigned int cover_refusals;
 	wait_queue_head_t cover_wait;
+	spinlock_t ahead_spin;	/* ahead */
+	struct list_head ahead;	/* locks that were asked for ahead, those that have been used since among them */
 	struct mxfs_lock moved;	/* stands for the locks of inodes that were made again, until they are known; locks nothing */
 	atomic_t held;		/* locks above NL, */
 	atomic_t giving;	/* and those of them that trimming has asked back */
@@ -446,6 +449,7 @@ static void mxfs_lock_set_mode(struct mxfs_lock *lk, int mode)
 		if (lk->given)
 			atomic_dec(&ls->giving);
 		lk->given = false;
+		lk->ahead_of = 0;
 	}
 	WRITE_ONCE(lk->mode, mode);
 	if (had != has || (wrote && !writes && !has))
@@ -1067,6 +1071,8 @@ static int mxfs_lock_step(struct mxfs_lock_wait *w)
 out:
 	if (ret <= 0)
 		mxfs_lock_stop_waiting(lk, w->mode);
+	if (!ret && !cached_only)
+		lk->ahead_of = 0;
 	spin_unlock(&lk->spin);
 	return ret;
 }
@@ -1163,7 +1169,8 @@ int mxfs_lock_get(struct mxfs_lock *lk, int mode, unsigned int flags)
 	    (lk->bast == MXFS_MODE_NL || (!(lk->flags & MXFS_LF_DEMOTING) && mxfs_lock_held_for(lk)) ||
 	     mxfs_mode_covers[mxfs_mode_target(lk->mode, lk->bast)][mode])) {
 		lk->users[mode]++;
-		mxfs_lock_used(lk);
+		if (!(flags & MXFS_LOCK_CACHED)) /* or it is the portion's own attributes that are put in */
+			mxfs_lock_used(lk);
 		got = true;
 	}
 	spin_unlock(&lk->spin);
@@ -1262,7 +1269,7 @@ int mxfs_lock_tell(struct mxfs_lock *lk)
 	return err;
 }
 
-void mxfs_lock_ask_ahead(struct mxfs_lock *lk, int mode)
+void mxfs_lock_ask_ahead(struct mxfs_lock *lk, int mode, u64 of)
 {
 	struct mxfs_lock_wait w = { .lk = lk, .mode = mode };
 	struct mxfs_lockspace *ls = lk->sbi->ls;
@@ -1277,10 +1284,63 @@ void mxfs_lock_ask_ahead(struct mxfs_lock *lk, int mode)
 	      !READ_ONCE(ls->fenced) && !READ_ONCE(ls->solo);
 	if (ask) {
 		mxfs_lock_ask(&w);
+		lk->ahead_of = of;
+		if (of) {
+			spin_lock(&ls->ahead_spin);
+			if (list_empty(&lk->ahead_list))
+				list_add_tail(&lk->ahead_list, &ls->ahead);
+			spin_unlock(&ls->ahead_spin);
+		}
 		mxfs_count(lk->sbi, MXFS_COUNT_ASK_AHEAD);
 	}
 	spin_unlock(&lk->spin);
 	kfree(w.item);
+}
+
+/* Inside rcu_read_lock. Gives it up if nobody has used it yet. */
+static void mxfs_ahead_give_one(struct mxfs_lock *lk, u64 of)
+{
+	bool give;
+
+	spin_lock(&lk->spin);
+	give = lk->ahead_of == of && lk->mode != MXFS_MODE_NL && lk->want == MXFS_MODE_NL && lk->bast == MXFS_MODE_NL &&
+	       !lk->flags && !mxfs_lock_users_above(lk, MXFS_MODE_NL);
+	if (give) {
+		lk->ahead_of = 0;
+		WRITE_ONCE(lk->bast, MXFS_MODE_EX);
+	}
+	spin_unlock(&lk->spin);
+	if (give && mxfs_lock_kick(lk))
+		mxfs_count(lk->sbi, MXFS_COUNT_AHEAD_GIVEN);
+}
+
+/*
+ * Another node wants a lock that came with a portion of directory `of` and was never used: it will want more of them, and nobody here
+ * looks at what they are for. Inside rcu_read_lock: locks that have left the list stay in memory.
+ */
+static void mxfs_ahead_give(struct mxfs_lockspace *ls, u64 of)
+{
+	struct mxfs_lock *some[MXFS_AHEAD_GIVE], *lk, *next;
+	int count, i;
+	u64 which;
+
+	do {
+		count = 0;
+		spin_lock(&ls->ahead_spin);
+		list_for_each_entry_safe(lk, next, &ls->ahead, ahead_list) {
+			which = READ_ONCE(lk->ahead_of);
+			if (which && which != of)
+				continue;
+			list_del_init(&lk->ahead_list);
+			if (which)
+				some[count++] = lk;
+			if (count == MXFS_AHEAD_GIVE)
+				break;
+		}
+		spin_unlock(&ls->ahead_spin);
+		for (i = 0; i < count; i++)
+			mxfs_ahead_give_one(some[i], of);
+	} while (count == MXFS_AHEAD_GIVE);
 }
 
 void mxfs_lock_ask_flush(struct mxfs_sb_info *sbi)
@@ -1436,6 +1496,7 @@ void mxfs_lock_init(struct mxfs_sb_info *sbi, struct mxfs_lock *lk, const struct
 	INIT_LIST_HEAD(&lk->cover_list);
 	INIT_LIST_HEAD(&lk->covered);
 	INIT_LIST_HEAD(&lk->telling);
+	INIT_LIST_HEAD(&lk->ahead_list);
 	spin_lock_init(&lk->spin);
 	init_waitqueue_head(&lk->wait);
 	INIT_WORK(&lk->work, mxfs_lock_work);
@@ -1539,6 +1600,11 @@ void mxfs_lock_destroy(struct mxfs_lock *lk)
 	for (mode = MXFS_MODE_CR; mode < MXFS_MODE_COUNT; mode++)
 		WARN_ON_ONCE(lk->users[mode]);
 	WARN_ON_ONCE(lk->flags & MXFS_LF_DEMOTING);
+	if (!list_empty_careful(&lk->ahead_list)) {
+		spin_lock(&ls->ahead_spin);
+		list_del_init(&lk->ahead_list);
+		spin_unlock(&ls->ahead_spin);
+	}
 	if (mxfs_lock_needs_heir(ls, lk)) {
 		mxfs_lock_leave_zombie(ls, lk);
 		return;
@@ -1684,6 +1750,7 @@ static void mxfs_dlm_receive_one(struct mxfs_lockspace *ls, int cmd, const struc
 	u64 epoch = le64_to_cpu(e->epoch);
 	bool current_epoch = epoch == READ_ONCE(ls->epoch);
 	struct mxfs_lock *lk;
+	u64 unused = 0;
 
 	if (e->mode >= MXFS_MODE_COUNT || e->granted >= MXFS_MODE_COUNT) {
 		pr_warn_ratelimited("mxfs: lock message %d with mode %u, granted %u: there are %d modes; ignored\n", cmd,
@@ -1707,6 +1774,10 @@ static void mxfs_dlm_receive_one(struct mxfs_lockspace *ls, int cmd, const struc
 	} else if (cmd == MXFS_CMD_BAST) {
 		mxfs_count(ls->sbi, MXFS_COUNT_BAST);
 		mxfs_lock_recalled(lk, e);
+		if (lk->bast != MXFS_MODE_NL && lk->mode != MXFS_MODE_NL) {
+			unused = lk->ahead_of;
+			lk->ahead_of = 0;
+		}
 		if (lk->flags & MXFS_LF_ZOMBIE)
 			mod_delayed_work(ls->wq, &ls->zombie_work, 0);
 	} else if (lk->want != MXFS_MODE_NL && lk->seq == le32_to_cpu(e->seq)) {
@@ -1719,6 +1790,8 @@ static void mxfs_dlm_receive_one(struct mxfs_lockspace *ls, int cmd, const struc
 	spin_unlock(&lk->spin);
 	wake_up_all(&lk->wait);
 	mxfs_lock_kick(lk);
+	if (unused)
+		mxfs_ahead_give(ls, unused);
 	rcu_read_unlock();
 }
 
@@ -2082,6 +2155,8 @@ int mxfs_dlm_init(struct mxfs_sb_info *sbi)
 	spin_lock_init(&ls->hash_spin);
 	spin_lock_init(&ls->send_spin);
 	spin_lock_init(&ls->cover_spin);
+	spin_lock_init(&ls->ahead_spin);
+	INIT_LIST_HEAD(&ls->ahead);
 	init_waitqueue_head(&ls->cover_wait);
 	INIT_WORK(&ls->trim_work, mxfs_dlm_trim_work);
 	ls->trim_after = jiffies;

@@ -60,6 +60,7 @@ const char *const mxfs_counter_names[MXFS_COUNT_MAX] = {
 	[MXFS_COUNT_AHEAD_NAME] = "ahead_name",
 	[MXFS_COUNT_AHEAD_ATTR] = "ahead_attr",
 	[MXFS_COUNT_AHEAD_MAP] = "ahead_map",
+	[MXFS_COUNT_AHEAD_GIVEN] = "ahead_given",
 	[MXFS_COUNT_COVER_LOWERED] = "cover_lowered",
 };
 

@@ -89,6 +89,31 @@ suite.proves(
   },
 );
 
+suite.proves(
+  "Locks that came ahead and were not used go back together when the other node removes what they are for",
+  async () => {
+    const { volume, lab } = suite;
+    const { holder, member } = await volume.roles();
+    for (const [maker, reader] of [
+      [holder, member],
+      [member, holder],
+    ] as const) {
+      const dir = `${MOUNTPOINT}/unused-${maker}`;
+      await lab.run(maker, ["mkdir", dir]);
+      await volume.work(maker, ["names", dir, "n", 300]);
+      await lab.run(maker, ["sleep", "2"]);
+      const looking = await moved(reader, () => lab.run(reader, `cd ${dir} && stat n000[0-7]`));
+      const asked = looking("ask_ahead");
+      assert.ok(asked > 50, `${asked} locks asked for ahead`);
+      const given = await moved(reader, async () => {
+        await lab.run(maker, ["rm", "-r", dir], { timeoutMs: 120_000 });
+      });
+      assert.ok(given("ahead_given") > asked / 2, `${given("ahead_given")} of ${asked} given up unused`);
+      assert.ok(given("bast") < asked / 2, `${given("bast")} recalls`);
+    }
+  },
+);
+
 suite.proves("What has come ahead is not believed any more when the other node has changed it", async () => {
   const { lab } = suite;
   for (const [writer, reader] of await bothWays()) {

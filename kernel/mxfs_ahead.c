@@ -16,7 +16,7 @@
  *
  * On the holder itself only locks are messages: steps 1 and 2 alone.
  *
- * Portions begin with MXFS_AHEAD_FIRST names (MXFS_AHEAD_FIRST_LUCKY if the last one was of use) and double up to MXFS_NAMES_MAX.
+ * Portions begin with MXFS_AHEAD_FIRST names (MXFS_AHEAD_FIRST_LUCKY if the last one was of use) and grow to MXFS_NAMES_MAX.
  * One that does not have what was missed in it was of no use; after MXFS_AHEAD_USELESS of them in a row the directory is left alone for MXFS_AHEAD_PAUSE_MS. Names of files that the holder
  * has open for writing come without their locks. One process of a node fetches for a directory at a time; others go their own way.
  *
@@ -41,6 +41,7 @@
 #define MXFS_AHEAD_MISSES 2 /* so many before a portion is fetched; one if the last portion of the mount was of use */
 #define MXFS_AHEAD_FIRST 64
 #define MXFS_AHEAD_FIRST_LUCKY 256
+#define MXFS_AHEAD_GROWTH 8
 #define MXFS_AHEAD_USELESS 2
 #define MXFS_AHEAD_PAUSE_MS 2000
 #define MXFS_AHEAD_BUSY HZ	  /* jiffies: a directory that is lost to other nodes again so soon is left alone as well */
@@ -455,7 +456,7 @@ static void ahead_judge(struct mxfs_ahead *a, unsigned long token, const struct 
 		if (wanted)
 			a->missed = wanted->i_ino;
 		a->useless = useful ? 0 : a->useless + 1;
-		a->portion = min_t(u32, a->portion * 2, MXFS_NAMES_MAX);
+		a->portion = min_t(u32, a->portion * MXFS_AHEAD_GROWTH, MXFS_NAMES_MAX);
 		a->cookie = sink->next;
 		a->eof = sink->eof;
 		if (err || a->useless >= MXFS_AHEAD_USELESS)

@@ -67,7 +67,8 @@
 #define MXFS_DLM_HASH_BITS 14
 #define MXFS_COVERED_MAX 65536	     /* per mount */
 #define MXFS_TELL_WINDOW 1024	     /* covered locks asked for at a time */
-#define MXFS_NEWBORN_BUSY HZ	     /* jiffies for which who has made a file will probably go on with it */
+#define MXFS_NEWBORN_BUSY HZ	     /* jiffies for which who has made a file will probably go on with it, */
+#define MXFS_NEWBORN_RECENT 8	     /* unless he has made so many others in the same directory since */
 #define MXFS_TELL_AGAIN_MS 50	     /* after a refusal */
 #define MXFS_CACHE_MAX_DEFAULT 131072
 #define MXFS_CACHE_BYTES_PER_LOCK 8192 /* at most one cached lock for so much memory */
@@ -601,17 +602,17 @@ static void mxfs_lock_demote(struct mxfs_lock *lk);
 
 /*
  * Who wants to read the directory will want to read what is in it: a covered lock in EX that nobody uses, with nothing to be
- * written but the log, is told as PR, and need not be recalled then; unless it is so young that its maker will rename, write or remove it
- * next, as where two nodes work in one directory. What was changed under it is the cover's business, before whose
+ * written but the log, is told as PR, and need not be recalled then; unless it is so young, and among the last ones, that its maker will
+ * rename, write or remove it next, as where two nodes work in one directory. What was changed under it is the cover's business, before whose
  * EX is given up it becomes durable. The owner is pinned.
  */
-static void mxfs_cover_lower(struct mxfs_lock *lk)
+static void mxfs_cover_lower(struct mxfs_lock *lk, bool recent)
 {
 	bool lower;
 
 	spin_lock(&lk->spin);
 	lower = (lk->flags & ~MXFS_LF_WORK) == MXFS_LF_COVERED && lk->mode == MXFS_MODE_EX && lk->want == MXFS_MODE_NL &&
-		time_after(jiffies, lk->granted_at + MXFS_NEWBORN_BUSY) && lk->bast == MXFS_MODE_NL && !lk->credits &&
+		(!recent || time_after(jiffies, lk->granted_at + MXFS_NEWBORN_BUSY)) && lk->bast == MXFS_MODE_NL && !lk->credits &&
 		!mxfs_lock_users_above(lk, MXFS_MODE_PR) && lk->ops->clean &&
 		lk->ops->clean(lk) && list_empty(&lk->covered) && list_empty(&lk->telling);
 	if (lower)
@@ -623,12 +624,26 @@ static void mxfs_cover_lower(struct mxfs_lock *lk)
 	mxfs_count(lk->sbi, MXFS_COUNT_COVER_LOWERED);
 }
 
+/* Under cover_spin. The list is in the order of birth, but for those that could not be asked for. */
+static bool mxfs_cover_is_recent(const struct mxfs_lock *cover, const struct mxfs_lock *child)
+{
+	const struct list_head *younger = &child->cover_list;
+	int count;
+
+	for (count = 0; count < MXFS_NEWBORN_RECENT; count++) {
+		younger = younger->next;
+		if (younger == &cover->covered)
+			return true;
+	}
+	return false;
+}
+
 /* Asks for up to MXFS_TELL_WINDOW of the locks that `lk` covers; in PR where that is enough, if `lower`. */
 static void mxfs_cover_ask_some(struct mxfs_lockspace *ls, struct mxfs_lock *lk, bool lower)
 {
 	struct mxfs_lock_item *item = NULL;
 	struct mxfs_lock *child;
-	bool pinned, asked;
+	bool pinned, asked, recent;
 	int count;
 
 	for (count = 0; count < MXFS_TELL_WINDOW; count++) {
@@ -637,13 +652,14 @@ static void mxfs_cover_ask_some(struct mxfs_lockspace *ls, struct mxfs_lock *lk,
 		rcu_read_lock();
 		spin_lock(&ls->cover_spin);
 		child = list_first_entry_or_null(&lk->covered, struct mxfs_lock, cover_list);
+		recent = child && mxfs_cover_is_recent(lk, child);
 		if (child) /* one that cannot be asked for now does not stand in the way of the next */
 			list_move_tail(&child->cover_list, &lk->covered);
 		spin_unlock(&ls->cover_spin);
 		pinned = lower && child && child->ops && child->ops->get && child->ops->get(child);
 		if (pinned) {
 			rcu_read_unlock();
-			mxfs_cover_lower(child);
+			mxfs_cover_lower(child, recent);
 			rcu_read_lock();
 		}
 		asked = child && mxfs_cover_ask(child, item);

@@ -110,7 +110,7 @@ struct mxfs_lockspace {
 	unsigned int cover_refusals;
 	wait_queue_head_t cover_wait;
 	spinlock_t ahead_spin;	/* ahead */
-	struct list_head ahead;	/* locks that were asked for ahead, those that have been used since among them */
+	struct list_head ahead;	/* locks with `ahead_of`, and some that have been used since */
 	struct mxfs_lock moved;	/* stands for the locks of inodes that were made again, until they are known; locks nothing */
 	atomic_t held;		/* locks above NL, */
 	atomic_t giving;	/* and those of them that trimming has asked back */
@@ -508,6 +508,20 @@ static void mxfs_cover_event(struct mxfs_lockspace *ls)
 	wake_up_all(&ls->cover_wait);
 }
 
+/* Under lk->spin. It stands for what directory `of` leads to, and nobody here has a use for it yet; 0: for nothing of the kind. */
+static void mxfs_lock_set_unused(struct mxfs_lock *lk, u64 of)
+{
+	struct mxfs_lockspace *ls = lk->sbi->ls;
+
+	lk->ahead_of = of;
+	if (!of)
+		return;
+	spin_lock(&ls->ahead_spin);
+	if (list_empty(&lk->ahead_list))
+		list_add_tail(&lk->ahead_list, &ls->ahead);
+	spin_unlock(&ls->ahead_spin);
+}
+
 /* The lock is known to the cluster now, or gone. Under lk->spin. */
 static void mxfs_cover_end(struct mxfs_lock *lk)
 {
@@ -608,7 +622,9 @@ static void mxfs_lock_demote(struct mxfs_lock *lk);
  */
 static void mxfs_cover_lower(struct mxfs_lock *lk, bool recent)
 {
+	struct mxfs_lockspace *ls = lk->sbi->ls;
 	bool lower;
+	u64 of;
 
 	spin_lock(&lk->spin);
 	lower = (lk->flags & ~MXFS_LF_WORK) == MXFS_LF_COVERED && lk->mode == MXFS_MODE_EX && lk->want == MXFS_MODE_NL &&
@@ -621,6 +637,15 @@ static void mxfs_cover_lower(struct mxfs_lock *lk, bool recent)
 	if (!lower)
 		return;
 	mxfs_lock_demote(lk);
+	/* Its maker may never look at it again; if others begin to change what is there, all such go together. */
+	spin_lock(&lk->spin);
+	if (lk->flags & MXFS_LF_COVERED && lk->mode == MXFS_MODE_PR) {
+		spin_lock(&ls->cover_spin);
+		of = lk->cover->ino;
+		spin_unlock(&ls->cover_spin);
+		mxfs_lock_set_unused(lk, of);
+	}
+	spin_unlock(&lk->spin);
 	mxfs_count(lk->sbi, MXFS_COUNT_COVER_LOWERED);
 }
 
@@ -1300,13 +1325,7 @@ void mxfs_lock_ask_ahead(struct mxfs_lock *lk, int mode, u64 of)
 	      !READ_ONCE(ls->fenced) && !READ_ONCE(ls->solo);
 	if (ask) {
 		mxfs_lock_ask(&w);
-		lk->ahead_of = of;
-		if (of) {
-			spin_lock(&ls->ahead_spin);
-			if (list_empty(&lk->ahead_list))
-				list_add_tail(&lk->ahead_list, &ls->ahead);
-			spin_unlock(&ls->ahead_spin);
-		}
+		mxfs_lock_set_unused(lk, of);
 		mxfs_count(lk->sbi, MXFS_COUNT_ASK_AHEAD);
 	}
 	spin_unlock(&lk->spin);
@@ -1331,7 +1350,7 @@ static void mxfs_ahead_give_one(struct mxfs_lock *lk, u64 of)
 }
 
 /*
- * Another node wants a lock that came with a portion of directory `of` and was never used: it will want more of them, and nobody here
+ * Another node wants a lock of what directory `of` leads to that nobody here has used since it came, or was told: it will want more of them, and nobody here
  * looks at what they are for. Inside rcu_read_lock: locks that have left the list stay in memory.
  */
 static void mxfs_ahead_give(struct mxfs_lockspace *ls, u64 of)

@@ -170,7 +170,7 @@ struct mxfs_lock {
 	struct list_head covered;	/* locks that this one's EX stands for, */
 	struct list_head telling;	/* and those that are being asked for now; under cover_spin */
 	unsigned int telling_count;
-	u64 ahead_of;			/* the directory with a portion of which it came, or whose newborn it was, as long as nobody has used it since; 0 */
+	u64 ahead_of;			/* the directory with a portion of which it came, or whose newborn it was; 0 once it has been used */
 	struct list_head ahead_list;	/* of the mount, perhaps without being one any more; under ahead_spin */
 	bool sync_all;			/* something was changed under a covered lock that is gone: a sync of all, not of this inode */
 	bool dead;			/* the inode is gone for good */

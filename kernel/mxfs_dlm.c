@@ -1210,7 +1210,9 @@ int mxfs_lock_get(struct mxfs_lock *lk, int mode, unsigned int flags)
 	    (lk->bast == MXFS_MODE_NL || (!(lk->flags & MXFS_LF_DEMOTING) && mxfs_lock_held_for(lk)) ||
 	     mxfs_mode_covers[mxfs_mode_target(lk->mode, lk->bast)][mode])) {
 		lk->users[mode]++;
-		if (!(flags & MXFS_LOCK_CACHED)) /* or it is the portion's own attributes that are put in */
+		if (flags & MXFS_LOCK_CACHED) /* perhaps a portion's own attributes that are put in */
+			WRITE_ONCE(lk->recent, true);
+		else
 			mxfs_lock_used(lk);
 		got = true;
 	}
@@ -1350,8 +1352,8 @@ static void mxfs_ahead_give_one(struct mxfs_lock *lk, u64 of)
 }
 
 /*
- * Another node wants a lock of what directory `of` leads to that nobody here has used since it came, or was told: it will want more of them, and nobody here
- * looks at what they are for. Inside rcu_read_lock: locks that have left the list stay in memory.
+ * Another node wants a lock of what directory `of` leads to that nobody here has used since it came, or was told: it will want
+ * more of them, and nobody here looks at what they are for. Inside rcu_read_lock: locks that have left the list stay in memory.
  */
 static void mxfs_ahead_give(struct mxfs_lockspace *ls, u64 of)
 {

@@ -196,14 +196,17 @@ suite.proves(
         return await shown(node, dir(node));
       }),
     );
-    const redone = await Promise.all(MEMBERS.map((node) => counter(node, "redone")));
+    const redone = await Promise.all(MEMBERS.map((node) => volume.counter(node, "redone")));
     await volume.umount(1);
     assert.equal(await Promise.all(MEMBERS.map((node) => shown(node, dir(node)))), before);
-    assert.equal(await Promise.all(MEMBERS.map((node) => counter(node, "redone"))), redone);
+    assert.equal(await Promise.all(MEMBERS.map((node) => volume.counter(node, "redone"))), redone);
     const states = await Promise.all(MEMBERS.map((node) => volume.kernelState(node)));
     const holder = states[0]?.role === "holder" ? 2 : 3;
     const member = holder === 2 ? 3 : 2;
-    await lab.run(member, `set -e; cd ${dir(member)}; for i in $(seq 50); do : >more$i; done; rm file20; ls more1`);
+    await lab.run(
+      member,
+      `set -e; cd ${dir(member)}; for i in $(seq 50); do : >more$i; done; rm file20; ls more1`,
+    );
     const then = await shown(member, dir(member));
     lab.kill(holder);
     assert.is(await shown(member, dir(member)), then);
@@ -221,13 +224,18 @@ suite.proves(
     const { volume, lab } = suite;
     const dir = `${MOUNTPOINT}/taken`;
     // Empty, and of the same owner: nothing tells it from what the other one would make.
-    await lab.run(2, `set -e; mkdir ${dir} ${MOUNTPOINT}/signs; : >${dir}/lock; mkdir ${dir}/lock.d; ls ${dir}`);
-    const tries = lab.run(3, `mxfs-work taken ${dir}/lock ${MOUNTPOINT}/signs/stop`, { timeoutMs: 2 * TAKEOVER_MS });
+    await lab.run(
+      2,
+      `set -e; mkdir ${dir} ${MOUNTPOINT}/signs; : >${dir}/lock; mkdir ${dir}/lock.d; ls ${dir}`,
+    );
+    const tries = lab.run(3, `mxfs-work taken ${dir}/lock ${MOUNTPOINT}/signs/stop`, {
+      timeoutMs: 2 * TAKEOVER_MS,
+    });
     tries.catch(() => {}); // looked at below
     await lab.run(2, `ls ${MOUNTPOINT}`);
-    const sent = await counter(3, "fsop_sent");
+    const sent = await volume.counter(3, "fsop_sent");
     await until("the attempts are under way", 60_000, async () =>
-      (await counter(3, "fsop_sent")) > sent + 100 ? true : undefined,
+      (await volume.counter(3, "fsop_sent")) > sent + 100 ? true : undefined,
     );
     lab.kill(1);
     await until("a member has taken over", TAKEOVER_MS, async () => {

@@ -6,6 +6,7 @@
 //   npm test -- unit            one part
 //   npm test -- unit/config     the files of a part whose name begins so
 //   npm test -- --list          what there is
+//   npm test -- faults --target lio    the labs' shared disk from another target than tgt; or MXFS_TARGET=lio
 //
 // Every part says how long it took. The last line is "N passed, N failed"; the exit status is 0 only when
 // nothing failed and something passed. A test file that ends without uvu's totals counts as one failure.
@@ -66,6 +67,11 @@ function check(name: string, command: readonly string[], timeoutMs = 300_000): J
   return { name, command, kind: "check", timeoutMs };
 }
 
+/** For programs that take the target as an option; tests read MXFS_TARGET themselves. */
+function targetWords(): string[] {
+  return process.env.MXFS_TARGET === "lio" ? ["--target", "lio"] : [];
+}
+
 /** Tests that wait for time-outs most of their time: a plain run has the chaos campaign and the roles instead. */
 function isFault(job: Job): boolean {
   return /^lab\/(mxfs_faults|mxfs_fence|mxfs_asking|perf)/.test(job.name);
@@ -104,7 +110,7 @@ const PARTS: readonly Part[] = [
     jobs: () => [
       ...testFiles("lab", 1_200_000).filter((job) => !isFault(job)),
       check("lab/demo", [process.execPath, "dist/lab/demo.js"], 900_000),
-      check("lab/chaos", [process.execPath, "dist/lab/chaos.js", "--short"], 900_000),
+      check("lab/chaos", [process.execPath, "dist/lab/chaos.js", "--short", ...targetWords()], 900_000),
     ],
   },
   {
@@ -177,6 +183,15 @@ function seconds(sinceMs: number): string {
 
 async function main(): Promise<number> {
   const wanted = process.argv.slice(2);
+  const at = wanted.indexOf("--target");
+  if (at >= 0) {
+    const [, target] = wanted.splice(at, 2);
+    if (target !== "tgt" && target !== "lio") {
+      process.stderr.write(`--target ${target ?? ""}: expected tgt or lio\n`);
+      return 2;
+    }
+    process.env.MXFS_TARGET = target;
+  }
   const jobsOf = (part: Part): Job[] =>
     part
       .jobs()

@@ -16,7 +16,7 @@ import type { HeartbeatRecord } from "../disk/record.js";
 import { NodeState, Role } from "../wire/abi.js";
 import type { ClusterMessageOf, MemberInfo } from "../wire/messages.js";
 import type { TimerHandle, View } from "./ports.js";
-import { type ClusterState, hexNode, memberOf } from "./state.js";
+import { type ClusterState, hexNode, keyOfHolder, memberOf } from "./state.js";
 
 /** What we know of another node's life. All times are our own clock's. */
 interface Account {
@@ -24,6 +24,8 @@ interface Account {
   sequence: bigint;
   heartbeatMovedAt: number;
   renewalAt: number;
+  /** When the last one came of those that may have been acknowledged. */
+  leaseFrom: number;
   /** When we have last acknowledged a renewal of it. */
   acknowledgedAt: number;
   suspected: boolean;
@@ -56,10 +58,12 @@ export class LeaseKeeper {
   readonly #accounts = new Map<number, Account>();
   /** Pairs of members that cannot reach each other, and since when. */
   readonly #cutPairs = new Map<string, number>();
+  /** Whose renewals are not acknowledged, since they are about to be evicted for a cut pair: their leases are over by then. */
+  #withheld: ReadonlySet<number> = new Set();
   #lastReadAt = -1;
   #lastRenewAt = -1;
-  /** Whose acknowledgement the last renewal asked for: what a dead holder was asked is worth nothing to the next. */
-  #lastRenewHolder = 0;
+  /** The key of whose acknowledgement the last renewal asked for: what a dead holder was asked is worth nothing to the next. */
+  #lastRenewHolder = 0n;
   #ranOutLogged = false;
   #judgeSoon: TimerHandle | null = null;
 
@@ -79,7 +83,7 @@ export class LeaseKeeper {
     const grace = this.state.graceMs;
     if (account === undefined || account.incarnation !== member.incarnation) return this.state.now() + grace;
     if (account.provenDead) return this.state.now();
-    const over = Math.min(account.renewalAt + grace, account.heartbeatMovedAt + 2 * grace);
+    const over = Math.min(account.leaseFrom + grace, account.heartbeatMovedAt + 2 * grace);
     return Math.max(over, account.acknowledgedAt + grace);
   }
 
@@ -137,7 +141,7 @@ export class LeaseKeeper {
     this.watch(members);
     this.watchOnly(members);
     const from = Math.max(this.state.now(), fencedAt + this.state.graceMs);
-    for (const account of this.#accounts.values()) account.renewalAt = from;
+    for (const account of this.#accounts.values()) account.renewalAt = account.leaseFrom = from;
   }
 
   /** Begins to watch the members of a view that is being prepared. */
@@ -180,21 +184,22 @@ export class LeaseKeeper {
     const now = state.now();
     if (
       this.#lastRenewAt >= 0 &&
-      this.#lastRenewHolder === view.holder &&
+      this.#lastRenewHolder === keyOfHolder(view) &&
       now - this.#lastRenewAt < state.timings.renewMs - state.timings.heartbeatMs / 2
     ) {
       return;
     }
     // A heartbeat that took longer than a lease to be written proves nothing of now.
     if (now - atMs >= state.timings.leaseMs) return;
-    this.renew(view.members, view.holder);
+    this.renew(view);
   }
 
-  private renew(members: readonly MemberInfo[], holder: number): void {
+  private renew(view: View): void {
     const { state } = this;
+    const { members, holder } = view;
     const seq = ++this.#seq;
     this.#lastRenewAt = state.now();
-    this.#lastRenewHolder = holder;
+    this.#lastRenewHolder = keyOfHolder(view);
     this.#rounds.set(seq, { sentAt: state.now(), acks: new Set([state.self]) });
     for (const old of this.#rounds.keys()) {
       if (this.#rounds.size <= ROUNDS_MAX) break;
@@ -226,12 +231,13 @@ export class LeaseKeeper {
     // A holder without heartbeat may have been taken over: nobody's lease may outlive that.
     if (state.role === Role.HOLDER && state.now() - state.heartbeatWrittenAt >= state.timings.leaseMs) return;
     const account = this.#accounts.get(from);
+    const withheld = this.#withheld.has(from);
     if (account !== undefined) {
       account.renewalAt = state.now();
-      account.acknowledgedAt = state.now();
+      if (!withheld) account.leaseFrom = account.acknowledgedAt = state.now();
       account.unreachable = message.unreachable;
     }
-    state.send(from, { kind: "LEASE_ACK", seq: message.seq });
+    if (!withheld) state.send(from, { kind: "LEASE_ACK", seq: message.seq });
   }
 
   acknowledged(from: number, seq: bigint): void {
@@ -242,7 +248,8 @@ export class LeaseKeeper {
     if (state.self !== view.holder && from !== view.holder) return;
     round.acks.add(from);
     const account = this.#accounts.get(from);
-    if (account !== undefined && state.self !== view.holder) account.renewalAt = state.now();
+    if (account !== undefined && state.self !== view.holder)
+      account.renewalAt = account.leaseFrom = state.now();
     this.settle(seq);
   }
 
@@ -309,6 +316,7 @@ export class LeaseKeeper {
     for (const account of this.#accounts.values()) {
       account.heartbeatMovedAt += gap;
       account.renewalAt += gap;
+      account.leaseFrom += gap;
     }
     for (const [pair, since] of this.#cutPairs) this.#cutPairs.set(pair, since + gap);
   }
@@ -367,7 +375,12 @@ export class LeaseKeeper {
     state.ports.kernel.nodeStatus(member.node, member.incarnation, node_state);
   }
 
-  /** Of two members that cannot reach each other for the node timeout, the worse connected goes. */
+  /**
+   * Of two members that cannot reach each other the worse connected goes, half a node timeout after that was told: who tells it has
+   * waited for the other half. When both say so, and go on saying it, the one that would go gets no acknowledgement any more in
+   * the last part of that time, so that its lease need not be waited for afterwards. If they find each other again it gets
+   * the next one.
+   */
   private judgeCutPairs(members: readonly MemberInfo[], now: number): void {
     const cut = new Set<string>();
     const degree = new Map<number, number>();
@@ -388,21 +401,38 @@ export class LeaseKeeper {
       }
     }
     for (const pair of [...this.#cutPairs.keys()]) if (!cut.has(pair)) this.#cutPairs.delete(pair);
+    const { nodeTimeoutMs, renewMs } = this.state.timings;
+    const withheld = new Set<number>();
+    this.#withheld = withheld;
     for (const pair of cut) {
       const since = this.#cutPairs.get(pair) ?? now;
       this.#cutPairs.set(pair, since);
-      if (now - since < this.state.timings.nodeTimeoutMs) continue;
       const pair_members = members.filter((m) => pair.split(",").includes(String(m.node)));
       const victim = worseConnected(pair_members, degree, this.state.self);
-      if (victim !== undefined && !this.callbacks.isBeingEvicted(victim.node)) {
+      if (victim === undefined || this.callbacks.isBeingEvicted(victim.node)) continue;
+      const cut_ms = now - since;
+      if (cut_ms >= nodeTimeoutMs / 2) {
         this.#cutPairs.delete(pair);
-        this.callbacks.evict(
-          victim,
-          `cannot reach another member (${pair}) for ${Math.round(now - since)} ms`,
-        );
+        this.callbacks.evict(victim, `cannot reach another member (${pair}) for ${Math.round(cut_ms)} ms`);
         return;
       }
+      const last_part = Math.max(renewMs, nodeTimeoutMs / 2 - this.state.graceMs);
+      if (cut_ms >= last_part && this.bothTell(pair_members, now)) withheld.add(victim.node);
     }
+  }
+
+  /** Both tell, and not long ago, that they cannot reach each other. A daemon that is started anew tells nothing for a while. */
+  private bothTell(pair: readonly MemberInfo[], now: number): boolean {
+    const fresh_ms = 2 * this.state.timings.renewMs;
+    return pair.every((member) => {
+      const account = this.#accounts.get(member.node);
+      const others = pair.filter((other) => other.node !== member.node);
+      return (
+        account !== undefined &&
+        now - account.renewalAt <= fresh_ms &&
+        others.every((other) => account.unreachable.includes(other.node))
+      );
+    });
   }
 
   private judgeHolder(): void {
@@ -448,6 +478,7 @@ function freshAccount(incarnation: number, now: number): Account {
     sequence: UNKNOWN_SEQUENCE,
     heartbeatMovedAt: now,
     renewalAt: now,
+    leaseFrom: now,
     acknowledgedAt: Number.NEGATIVE_INFINITY,
     suspected: false,
     unreachable: [],

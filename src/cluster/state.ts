@@ -217,6 +217,19 @@ export function memberOf(view: View | null, node: number): MemberInfo | undefine
   return view?.members.find((member) => member.node === node);
 }
 
+/** A view names its holder among its members: another one is a bug, and the daemon starts over. */
+export function holderOf(view: View): MemberInfo {
+  const holder = memberOf(view, view.holder);
+  if (holder === undefined)
+    throw new Error(`view ${view.epoch} does not have its holder ${hexNode(view.holder)}`);
+  return holder;
+}
+
+export function keyOfHolder(view: View): bigint {
+  const { node, incarnation } = holderOf(view);
+  return prKey(node, incarnation);
+}
+
 export function activeMembers(header: DiskHeader): HeaderMember[] {
   return header.members.filter((member) => member.state === HEADER_MEMBER_STATE.ACTIVE);
 }

@@ -205,6 +205,42 @@ test("of two members that are cut from each other one is put out, and the others
   });
 });
 
+test("two members that cannot reach each other hold the rest up for little more than a node timeout", async () => {
+  await on({ hostCount: 3 }, async (cluster, hosts) => {
+    for (const host of hosts) {
+      host.mount();
+      await cluster.pass(8000);
+    }
+    const cut_at = cluster.time.now;
+    cluster.network.cut(at(hosts, 1), at(hosts, 2));
+    await cluster.pass(45_000, () => viewOf(at(hosts, 1)).length === 2);
+    const took_ms = cluster.time.now - cut_at;
+    assert.is(viewOf(at(hosts, 1)).length, 2);
+    assert.ok(took_ms < 19_000, `the rest waited for ${took_ms} ms`);
+  });
+});
+
+test("two members that find each other again in time are both kept, and serve", async () => {
+  await on({ hostCount: 3 }, async (cluster, hosts) => {
+    for (const host of hosts) {
+      host.mount();
+      await cluster.pass(8000);
+    }
+    const [, one, other] = hosts;
+    if (one === undefined || other === undefined) throw new Error("three hosts");
+    cluster.network.cut(one, other);
+    // Both have noticed, and the holder does not acknowledge one of them any more.
+    const lost = (host: Host, peer: Host): boolean =>
+      host.daemon?.core?.snapshot().connected.includes(peer.node) === false;
+    await cluster.pass(20_000, () => lost(one, other) && lost(other, one));
+    await cluster.pass(5000);
+    cluster.network.healAll();
+    await cluster.pass(40_000);
+    assert.ok(hosts.every((host) => host.serving()));
+    assert.is(viewOf(at(hosts, 0)).length, 3);
+  });
+});
+
 test("fence=none elects by the header and heartbeats alone, hands over, and puts a dead member out", async () => {
   await on({ hostCount: 2, fence: "none" }, async (cluster, hosts) => {
     at(hosts, 0).mount();

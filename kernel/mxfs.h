@@ -459,13 +459,16 @@ void mxfs_remote_receive(struct mxfs_sb_info *sbi, u64 id, u32 offset, u32 total
 void mxfs_remote_resend(struct mxfs_sb_info *sbi, bool all);
 /* Everything answered to this node until now is durable afterwards. Inside the gate. 0, or -EIO (fenced). */
 int mxfs_remote_settle(struct mxfs_sb_info *sbi);
-/* Who is asked from now on. True: another one than before, so that what is pending is to be sent again. */
-bool mxfs_remote_follow(struct mxfs_sb_info *sbi, u32 holder);
+/*
+ * Who is asked from now on. True: another one than before, or a later incarnation of it, which knows nothing of what that one was
+ * asked: what is pending is to be sent again.
+ */
+bool mxfs_remote_follow(struct mxfs_sb_info *sbi, u32 holder, u32 incarnation);
 /*
  * In the handler of the message that names another holder: whether there is something to be done again before the gate may open. Then
  * it is shut once more here, and opened when that is done.
  */
-void mxfs_remote_hold_gate(struct mxfs_sb_info *sbi, u32 holder);
+void mxfs_remote_hold_gate(struct mxfs_sb_info *sbi, u32 holder, u32 incarnation);
 /* From hold_gate until that is done: a lock may not go before what was answered under it is there again. */
 bool mxfs_remote_redoing(struct mxfs_sb_info *sbi);
 /* The gate is shut for a hand-over: returns when nothing is kept, or the gate is forced. */
@@ -574,7 +577,7 @@ struct mxfs_sb_info {
 
 	u32 node, incarnation;
 	u32 role, holder;	/* enum mxfs_role; node id */
-	u32 locks_at;		/* the holder that knows this node's flock and fcntl locks */
+	u32 locks_at, locks_at_incarnation; /* the holder that knows this node's flock and fcntl locks */
 	u64 epoch;
 	u32 kstate;
 	bool stopping;		/* unmount, or a mount that failed, is under way */
@@ -678,8 +681,9 @@ void mxfs_mount_put(struct mxfs_sb_info *sbi);
 /* Called by netlink, queued on the mount's ordered workqueue, never in the handler itself. */
 void mxfs_super_role_change(struct mxfs_sb_info *sbi, u64 req_id, u32 role, u32 node, u32 incarnation, u32 holder,
 			    u64 epoch, u64 lockstate_size);
+/* incarnation: here and in mxfs_super_view the holder's. */
 void mxfs_super_daemon_ready(struct mxfs_sb_info *sbi, int error, const char *message, u32 role, u64 epoch, u32 holder,
-			     u64 lease_until);
+			     u32 incarnation, u64 lease_until);
 void mxfs_super_gate(struct mxfs_sb_info *sbi, u64 req_id, bool open, const char *reason, bool force);
 void mxfs_super_recovery(struct mxfs_sb_info *sbi, bool start, u32 node);
 /* In the handler of ATTACH, as the daemon: 0 or -errno. */
@@ -692,7 +696,7 @@ struct mxfs_sb_info *mxfs_mount_next(u32 after);
 unsigned int mxfs_super_patience_ms(struct mxfs_sb_info *sbi);
 void mxfs_super_daemon_stuck(struct mxfs_sb_info *sbi);
 void mxfs_super_unmount_done(struct mxfs_sb_info *sbi, int error);
-void mxfs_super_view(struct mxfs_sb_info *sbi, u64 epoch, u32 holder, bool resend, bool solo);
+void mxfs_super_view(struct mxfs_sb_info *sbi, u64 epoch, u32 holder, u32 incarnation, bool resend, bool solo);
 
 /* mxfs_map.c: use of the disk by maps. stop: nobody uses it any more when this returns, maps are void; start: again. */
 int mxfs_maps_init(struct mxfs_sb_info *sbi);

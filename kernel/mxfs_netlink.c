@@ -301,7 +301,7 @@ static void mxfs_nl_work(struct work_struct *work)
 	switch (msg->cmd) {
 	case MXFS_CMD_DAEMON_READY:
 		mxfs_super_daemon_ready(sbi, -(int)msg->error, msg->text, msg->role, msg->epoch, msg->holder,
-					msg->lease_until);
+					msg->incarnation, msg->lease_until);
 		break;
 	case MXFS_CMD_ROLE_CHANGE:
 		mxfs_super_role_change(sbi, msg->req_id, msg->role, msg->node, msg->incarnation, msg->holder, msg->epoch,
@@ -316,7 +316,7 @@ static void mxfs_nl_work(struct work_struct *work)
 		mxfs_nl_done(sbi, msg->req_id, err, err ? "not enough memory for the list of locks" : NULL);
 		break;
 	case MXFS_CMD_VIEW:
-		mxfs_super_view(sbi, msg->epoch, msg->holder, msg->resend, msg->solo);
+		mxfs_super_view(sbi, msg->epoch, msg->holder, msg->incarnation, msg->resend, msg->solo);
 		break;
 	case MXFS_CMD_LOCK_GRANT:
 	case MXFS_CMD_LOCK_DENY:
@@ -424,7 +424,7 @@ static u64 mxfs_nl_required(u8 cmd)
 	case MXFS_CMD_LOCK_DUMP:
 		return BIT_ULL(MXFS_A_REQ_ID) | BIT_ULL(MXFS_A_EPOCH);
 	case MXFS_CMD_VIEW:
-		return BIT_ULL(MXFS_A_EPOCH) | BIT_ULL(MXFS_A_HOLDER);
+		return BIT_ULL(MXFS_A_EPOCH) | BIT_ULL(MXFS_A_HOLDER) | BIT_ULL(MXFS_A_INCARNATION);
 	case MXFS_CMD_LOCK_GRANT:
 	case MXFS_CMD_LOCK_DENY:
 	case MXFS_CMD_BAST:
@@ -490,7 +490,7 @@ static int mxfs_nl_queue(struct sk_buff *skb, struct genl_info *info)
 	}
 	if (cmd == MXFS_CMD_DAEMON_READY && !info->attrs[MXFS_A_ERROR]) {
 		err = mxfs_nl_require(info, BIT_ULL(MXFS_A_ROLE) | BIT_ULL(MXFS_A_EPOCH) | BIT_ULL(MXFS_A_HOLDER) |
-				      BIT_ULL(MXFS_A_LEASE_UNTIL));
+				      BIT_ULL(MXFS_A_INCARNATION) | BIT_ULL(MXFS_A_LEASE_UNTIL));
 		if (err)
 			goto out;
 	}
@@ -539,7 +539,7 @@ static int mxfs_nl_queue(struct sk_buff *skb, struct genl_info *info)
 	if (cmd == MXFS_CMD_NODE_STATUS && (msg->node_state == MXFS_NODE_DEAD || msg->node_state == MXFS_NODE_LEFT))
 		mxfs_exec_node_stop(sbi, msg->node, msg->incarnation);
 	if (cmd == MXFS_CMD_VIEW)
-		mxfs_remote_hold_gate(sbi, msg->holder);
+		mxfs_remote_hold_gate(sbi, msg->holder, msg->incarnation);
 	atomic_inc(&nl->queued);
 	queue_work(mxfs_nl_is_control(cmd) ? nl->control : nl->locks, &msg->work);
 out:

@@ -34,9 +34,10 @@
  * MXFS_FSOP_LOCK_WAITS_MAX waiting SETLKs: further ones get ENOLCK. MXFS_FSOP_KEPT_MAX kept calls: what could become one more
  * asks for a commit and waits.
  *
- * Another holder: what is pending is sent to it, marked REPLAY, since the earlier one may have executed it. If this node
- * itself has become the holder the requests go to its own executor, and the answers come back, without the daemon; waiting
- * SETLKs end, and their callers ask the local back end. What it has kept it does itself, and forces its log.
+ * Another holder (a later incarnation of the same node is one): what is pending is sent to it, marked REPLAY, since the earlier one
+ * may have executed it. If this node itself has become the holder the requests go to its own executor, from the VIEW on that says so,
+ * and the answers come back, without the daemon; waiting SETLKs end, and their callers ask the local back end. What it has kept it
+ * does itself, and forces its log.
  *
  * Known weakness: st_ino of a file made in the last second may change by a takeover. What the next holder refuses to do again (no
  * space is left, say) is lost: that is logged, syncfs tells it, and the caches are dropped.
@@ -71,13 +72,12 @@ struct call {
 	struct hlist_node hash;
 	struct list_head list; /* of pending, lock_waits or kept, by seq */
 	u64 seq, epoch;	       /* epoch: of the last sending */
-	u32 first_holder;      /* that it was sent to */
 	u32 op;
 	bool lock_wait;
 	bool retry; /* answered RETRY, to be sent again */
 	bool ended; /* no longer pending */
 	bool urgent; /* not held back while what was lost is done again */
-	u32 gen;     /* remote->gen when it was sent last */
+	u32 gen, first_gen; /* remote->gen when it was sent last, and first; 0: not yet */
 	/* Answered early, and kept since: */
 	bool kept;
 	u32 kept_gen;
@@ -110,7 +110,8 @@ struct mxfs_remote {
 	struct delayed_work retry;
 	unsigned long doubt; /* jiffies until which everything pending is sent again every MXFS_FSOP_RETRY_MS; 0: never */
 
-	u32 holder, gen; /* who is asked, and how often that has changed */
+	u32 holder, incarnation; /* who is asked */
+	u32 gen; /* how often that has changed, its mounts of the XFS included; from 1 */
 	struct work_struct drain;
 	u64 session, committed; /* as the last answers had them; 0: none has come yet */
 	bool replaying;	 /* no new call gets a number */
@@ -270,21 +271,31 @@ static void call_send(struct mxfs_remote *remote, struct call *call)
 	struct mxfs_sb_info *sbi = remote->sbi;
 	struct mxfs_fsop_request *req = call->payload;
 	unsigned int nofs;
-	u32 holder;
+	u32 holder, gen;
+	bool own;
 	u64 low;
 	int err;
 
 	mutex_lock(&remote->send_mutex);
 	spin_lock(&remote->lock);
 	low = min(acked(remote), call->seq);
-	call->gen = remote->gen;
+	gen = call->gen = remote->gen;
 	holder = remote->holder;
 	spin_unlock(&remote->lock);
 	WRITE_ONCE(call->retry, false);
+	own = READ_ONCE(sbi->role) == MXFS_ROLE_HOLDER;
+	/*
+	 * This node has mounted the XFS, and no VIEW has said so yet. Sent now it would not be marked, and its later copy not be looked
+	 * at. The VIEW has it sent.
+	 */
+	if (own && holder != sbi->node) {
+		mutex_unlock(&remote->send_mutex);
+		return;
+	}
 	call->epoch = READ_ONCE(sbi->epoch);
-	if (!call->first_holder)
-		call->first_holder = holder;
-	else if (call->first_holder != holder)
+	if (!call->first_gen)
+		call->first_gen = gen;
+	else if (call->first_gen != gen)
 		req->flags |= cpu_to_le32(MXFS_REQ_REPLAY);
 	req->seq = cpu_to_le64(call->seq);
 	req->acked = cpu_to_le64(low);
@@ -293,7 +304,7 @@ static void call_send(struct mxfs_remote *remote, struct call *call)
 	req->incarnation = cpu_to_le32(sbi->incarnation);
 	/* Write-back and reclaim come here. */
 	nofs = memalloc_nofs_save();
-	if (READ_ONCE(sbi->role) == MXFS_ROLE_HOLDER)
+	if (own)
 		err = mxfs_exec_receive(sbi, sbi->node, call->seq, 0, call->len, call->payload, call->len);
 	else if (!mxfs_sock_send(sbi, holder, MXFS_FRAME_REQUEST, call->seq, call->payload, call->len))
 		err = 0;
@@ -1895,15 +1906,22 @@ static void replay_work(struct work_struct *work)
 		mxfs_cache_invalidate(sbi, 0); /* writes pages out, by the gate */
 }
 
-bool mxfs_remote_follow(struct mxfs_sb_info *sbi, u32 holder)
+/* Under remote->lock. */
+static bool is_asked(const struct mxfs_remote *remote, u32 holder, u32 incarnation)
+{
+	return remote->holder == holder && remote->incarnation == incarnation;
+}
+
+bool mxfs_remote_follow(struct mxfs_sb_info *sbi, u32 holder, u32 incarnation)
 {
 	struct mxfs_remote *remote = sbi->remote;
 	bool changed;
 
 	spin_lock(&remote->lock);
-	changed = remote->holder != holder;
+	changed = !is_asked(remote, holder, incarnation);
 	if (changed) {
 		remote->holder = holder;
+		remote->incarnation = incarnation;
 		remote->gen++;
 		remote->session = 0;
 		remote->committed = 0;
@@ -1916,7 +1934,7 @@ bool mxfs_remote_follow(struct mxfs_sb_info *sbi, u32 holder)
 	return changed;
 }
 
-void mxfs_remote_hold_gate(struct mxfs_sb_info *sbi, u32 holder)
+void mxfs_remote_hold_gate(struct mxfs_sb_info *sbi, u32 holder, u32 incarnation)
 {
 	struct mxfs_remote *remote = sbi->remote;
 	bool hold;
@@ -1924,7 +1942,7 @@ void mxfs_remote_hold_gate(struct mxfs_sb_info *sbi, u32 holder)
 	if (!remote)
 		return;
 	spin_lock(&remote->lock);
-	hold = remote->holder != holder && (remote->kept_count || remote->replaying);
+	hold = !is_asked(remote, holder, incarnation) && (remote->kept_count || remote->replaying);
 	spin_unlock(&remote->lock);
 	if (!hold)
 		return;
@@ -1966,6 +1984,7 @@ int mxfs_remote_init(struct mxfs_sb_info *sbi)
 		return -ENOMEM;
 	remote->sbi = sbi;
 	remote->next_seq = 1;
+	remote->gen = 1;
 	spin_lock_init(&remote->lock);
 	hash_init(remote->calls);
 	INIT_LIST_HEAD(&remote->pending);

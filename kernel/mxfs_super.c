@@ -1035,17 +1035,19 @@ void mxfs_super_recovery(struct mxfs_sb_info *sbi, bool start, u32 node)
 	mxfs_daemon_gate(sbi, &sbi->recovery_shut, !start, reason, true);
 }
 
-static void mxfs_view_taken(struct mxfs_sb_info *sbi, u64 epoch, u32 holder, bool resend)
+/* incarnation: the holder's. */
+static void mxfs_view_taken(struct mxfs_sb_info *sbi, u64 epoch, u32 holder, u32 incarnation, bool resend)
 {
 	bool followed;
 
 	WRITE_ONCE(sbi->epoch, epoch);
 	WRITE_ONCE(sbi->holder, holder);
-	followed = mxfs_remote_follow(sbi, holder);
+	followed = mxfs_remote_follow(sbi, holder, incarnation);
 	/* Before the gate opens, here and at the holder: nobody else can be granted them in between. */
-	if (sbi->locks_at && sbi->locks_at != holder)
+	if (sbi->locks_at && (sbi->locks_at != holder || sbi->locks_at_incarnation != incarnation))
 		mxfs_flock_reclaim(sbi);
 	sbi->locks_at = holder;
+	sbi->locks_at_incarnation = incarnation;
 	if (resend && READ_ONCE(sbi->role) == MXFS_ROLE_MEMBER) {
 		/* Another holder: maps of the one before are void, and nothing is on its way by them. */
 		mxfs_maps_stop(sbi);
@@ -1055,14 +1057,14 @@ static void mxfs_view_taken(struct mxfs_sb_info *sbi, u64 epoch, u32 holder, boo
 	cmpxchg(&sbi->kstate, MXFS_KSTATE_DETACHED, MXFS_KSTATE_RUNNING);
 }
 
-void mxfs_super_view(struct mxfs_sb_info *sbi, u64 epoch, u32 holder, bool resend, bool solo)
+void mxfs_super_view(struct mxfs_sb_info *sbi, u64 epoch, u32 holder, u32 incarnation, bool resend, bool solo)
 {
 	mxfs_dlm_view(sbi, epoch, solo);
-	mxfs_view_taken(sbi, epoch, holder, resend);
+	mxfs_view_taken(sbi, epoch, holder, incarnation, resend);
 }
 
 void mxfs_super_daemon_ready(struct mxfs_sb_info *sbi, int error, const char *message, u32 role, u64 epoch, u32 holder,
-			     u64 lease_until)
+			     u32 incarnation, u64 lease_until)
 {
 	struct mxfs_daemon *daemon = sbi->daemon;
 
@@ -1082,11 +1084,11 @@ void mxfs_super_daemon_ready(struct mxfs_sb_info *sbi, int error, const char *me
 	mxfs_gate_lease(sbi, lease_until);
 	if (READ_ONCE(sbi->kstate) == MXFS_KSTATE_STARTING) {
 		mxfs_dlm_ready(sbi, epoch);
-		mxfs_view_taken(sbi, epoch, holder, false);
+		mxfs_view_taken(sbi, epoch, holder, incarnation, false);
 		WRITE_ONCE(sbi->kstate, MXFS_KSTATE_RUNNING);
 	} else if (READ_ONCE(sbi->kstate) == MXFS_KSTATE_DETACHED) {
 		mxfs_dlm_ready(sbi, epoch);
-		mxfs_view_taken(sbi, epoch, holder, true);
+		mxfs_view_taken(sbi, epoch, holder, incarnation, true);
 	}
 	mxfs_daemon_gate(sbi, &sbi->daemon_shut, true, "", false);
 	spin_lock(&daemon->lock);

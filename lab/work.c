@@ -876,13 +876,14 @@ static int genl(const char *name, unsigned long command)
 	return 0;
 }
 
-/* Lists the mxfs mounts as the kernel knows them: "DEVICE ROLE STATE PID" each. */
-static int mounts(void)
+struct mount {
+	const char *device;
+	uint32_t id, role, state, pid;
+};
+
+/* Calls `each` for the mxfs mounts, as the kernel knows them. */
+static void each_mount(int fd, unsigned short family, void (*each)(const struct mount *mount, void *arg), void *arg)
 {
-	static const char *const roles[] = { "none", "holder", "member" };
-	static const char *const states[] = { "none", "starting", "running", "detached", "fenced", "stopping" };
-	unsigned short family;
-	int fd = genl_open(MXFS_GENL_NAME, &family);
 	struct genl_request request = genl_command(family, MXFS_CMD_VOLUME_MOUNT, NLM_F_DUMP);
 	union {
 		struct nlmsghdr header;
@@ -898,11 +899,11 @@ static int mounts(void)
 		if (got < 0)
 			die("netlink receive: %s", strerror(errno));
 		for (; NLMSG_OK(message, (size_t)got); message = NLMSG_NEXT(message, got)) {
-			const char *device = "?", *end = (char *)message + message->nlmsg_len;
-			uint32_t role = 0, state = 0, pid = 0;
+			const char *end = (char *)message + message->nlmsg_len;
+			struct mount mount = { .device = "?" };
 
 			if (message->nlmsg_type == NLMSG_DONE)
-				return 0;
+				return;
 			if (message->nlmsg_type == NLMSG_ERROR)
 				die("mounts: %s", strerror(-((struct nlmsgerr *)NLMSG_DATA(message))->error));
 			for (char *at = (char *)NLMSG_DATA(message) + GENL_HDRLEN; at + NLA_HDRLEN <= end;) {
@@ -911,19 +912,85 @@ static int mounts(void)
 				if (attr->nla_len < NLA_HDRLEN)
 					break;
 				if (attr->nla_type == MXFS_A_DEVICE)
-					device = at + NLA_HDRLEN;
+					mount.device = at + NLA_HDRLEN;
+				else if (attr->nla_type == MXFS_A_MOUNT_ID)
+					memcpy(&mount.id, at + NLA_HDRLEN, sizeof(mount.id));
 				else if (attr->nla_type == MXFS_A_ROLE)
-					memcpy(&role, at + NLA_HDRLEN, sizeof(role));
+					memcpy(&mount.role, at + NLA_HDRLEN, sizeof(mount.role));
 				else if (attr->nla_type == MXFS_A_STATE)
-					memcpy(&state, at + NLA_HDRLEN, sizeof(state));
+					memcpy(&mount.state, at + NLA_HDRLEN, sizeof(mount.state));
 				else if (attr->nla_type == MXFS_A_PID)
-					memcpy(&pid, at + NLA_HDRLEN, sizeof(pid));
+					memcpy(&mount.pid, at + NLA_HDRLEN, sizeof(mount.pid));
 				at += NLA_ALIGN(attr->nla_len);
 			}
-			printf("%s %s %s %u\n", device, role < 3 ? roles[role] : "?", state < 6 ? states[state] : "?",
-			       pid);
+			each(&mount, arg);
 		}
 	}
+}
+
+static void print_mount(const struct mount *mount, void *arg)
+{
+	static const char *const roles[] = { "none", "holder", "member" };
+	static const char *const states[] = { "none", "starting", "running", "detached", "fenced", "stopping" };
+
+	(void)arg;
+	printf("%s %s %s %u\n", mount->device, mount->role < 3 ? roles[mount->role] : "?",
+	       mount->state < 6 ? states[mount->state] : "?", mount->pid);
+}
+
+/* Lists the mxfs mounts: "DEVICE ROLE STATE PID" each. */
+static int mounts(void)
+{
+	unsigned short family;
+	int fd = genl_open(MXFS_GENL_NAME, &family);
+
+	each_mount(fd, family, print_mount, NULL);
+	return 0;
+}
+
+static void first_id(const struct mount *mount, void *arg)
+{
+	uint32_t *id = arg;
+
+	if (!*id)
+		*id = mount->id;
+}
+
+/* The kernel's counters of the first mxfs mount, as it tells them: "NAME NUMBER" each. */
+static int counters(void)
+{
+	unsigned short family;
+	int fd = genl_open(MXFS_GENL_NAME, &family);
+	struct genl_request request = genl_command(family, MXFS_CMD_STATUS, 0);
+	struct nlattr *attr = (struct nlattr *)request.attrs;
+	union {
+		struct nlmsghdr header;
+		char bytes[16384];
+	} answer;
+	uint32_t id = 0;
+	ssize_t got;
+
+	each_mount(fd, family, first_id, &id);
+	if (!id)
+		die("counters: no mxfs mount");
+	attr->nla_type = MXFS_A_MOUNT_ID;
+	attr->nla_len = NLA_HDRLEN + sizeof(id);
+	memcpy(request.attrs + NLA_HDRLEN, &id, sizeof(id));
+	request.header.nlmsg_len += NLA_ALIGN(attr->nla_len);
+	if (send(fd, &request, request.header.nlmsg_len, 0) < 0)
+		die("netlink send: %s", strerror(errno));
+	got = recv(fd, &answer, sizeof(answer), 0);
+	if (got < (ssize_t)NLMSG_LENGTH(GENL_HDRLEN) || answer.header.nlmsg_type == NLMSG_ERROR)
+		die("counters: the kernel does not tell them");
+	for (char *at = (char *)NLMSG_DATA(&answer.header) + GENL_HDRLEN; at + NLA_HDRLEN <= answer.bytes + got;) {
+		attr = (struct nlattr *)at;
+		if (attr->nla_len < NLA_HDRLEN)
+			break;
+		if (attr->nla_type == MXFS_A_COUNTERS)
+			fputs(at + NLA_HDRLEN, stdout);
+		at += NLA_ALIGN(attr->nla_len);
+	}
+	return 0;
 }
 
 static unsigned long number(const char *text)
@@ -991,6 +1058,8 @@ int main(int argc, char **argv)
 		return genl(argv[2], number(argv[3]));
 	if (!strcmp(what, "mounts") && argc == 2)
 		return mounts();
+	if (!strcmp(what, "counters") && argc == 2)
+		return counters();
 	fprintf(stderr, "usage: mxfs-work tree-make|tree-check DIR COUNT SEED [JOBS] |\n  append FILE ID COUNT |\n"
 			"  grow DIR COUNT CHANGES SEED | grow-watch DIR COUNT |\n"
 			"  append-check FILE COUNT ID... | churn DIR ID COUNT | taken PATH STOP | mmap-set FILE OFFSET VALUE |\n"
@@ -998,6 +1067,6 @@ int main(int argc, char **argv)
 			"  file-turns FILE PARITY TURNS SECONDS | locked-add FILE flock|fcntl COUNT |\n"
 			"  hold FILE flock|fcntl | try-lock FILE flock|fcntl | rates DIR COUNT | open-unlinked FILE |\n"
 			"  hand-over DIR ID OTHER COUNT SECONDS | names DIR PREFIX COUNT | rename FROM TO noreplace|exchange | mmap-private FILE |\n"
-			"  raw-write DEVICE OFFSET | genl FAMILY COMMAND | mounts\n");
+			"  raw-write DEVICE OFFSET | genl FAMILY COMMAND | mounts | counters\n");
 	return 2;
 }

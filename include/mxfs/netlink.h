@@ -35,7 +35,7 @@ enum mxfs_cmd {
 	 */
 	MXFS_CMD_DAEMON_ATTACH = 1,
 	/*
-	 * D->K: start-up is over. ROLE, EPOCH, HOLDER, LEASE_UNTIL; or ERROR and MESSAGE: the mount fails
+	 * D->K: start-up is over. ROLE, EPOCH, HOLDER and its INCARNATION, LEASE_UNTIL; or ERROR and MESSAGE: the mount fails
 	 * with that errno and the message goes to the mount's log. The gate opens.
 	 */
 	MXFS_CMD_DAEMON_READY = 2,
@@ -61,8 +61,8 @@ enum mxfs_cmd {
 	 */
 	MXFS_CMD_LOCK_DUMP = 6,
 	/*
-	 * D->K: view change, second half: EPOCH, HOLDER, RESEND 0/1 (fsops unanswered are sent again), SOLO as in the
-	 * LOCK_DUMP before. Resume. With SOLO the kernel grants its locks itself, tells none, until the next LOCK_DUMP.
+	 * D->K: view change, second half: EPOCH, HOLDER and its INCARNATION (a later one of the same node is another holder), RESEND 0/1
+	 * (fsops unanswered are sent again), SOLO as in the LOCK_DUMP before. Resume. With SOLO the kernel grants its locks itself, tells none, until the next LOCK_DUMP.
 	 */
 	MXFS_CMD_VIEW = 7,
 	/* K->D: LOCKS: new requests (flags NOQUEUE). */

@@ -16,7 +16,7 @@ import type { ClusterMessageOf, MemberInfo } from "../wire/messages.js";
 import { fenceSelf, fenceSelfAndHalt } from "./eviction.js";
 import type { LeaseKeeper } from "./lease.js";
 import { prKey, type View } from "./ports.js";
-import { type ClusterState, hexNode, memberOf } from "./state.js";
+import { type ClusterState, hexNode, holderOf, memberOf } from "./state.js";
 
 export class Participant {
   /** While joining or rejoining: the node whose PREPARE is awaited. */
@@ -148,7 +148,7 @@ export class Participant {
     this.lease.watchOnly(view.members);
     for (const member of gone) state.ports.locks.purge(member.node);
     state.ports.locks.resume(view.epoch);
-    state.ports.kernel.view(view.epoch, view.holder, resend, this.#solo);
+    state.ports.kernel.view(view.epoch, holderOf(view), resend, this.#solo);
     state.solo = this.#solo;
     if (this.lease.leaseUntil > state.now()) state.ports.kernel.lease(this.lease.leaseUntil, view.epoch);
     for (const node of state.recovering) state.ports.kernel.recovery(false, node, view.epoch);
@@ -176,17 +176,23 @@ export class Participant {
     if (state.role === Role.HOLDER) return false;
     if (this.joinTarget !== null) return from === this.joinTarget;
     if (state.view === null) return false;
+    if (from === state.newHolder) return true;
+    // A later incarnation of it has taken over like any other (hasTakenOver).
+    if (from === state.view.holder) return state.isConnected(holderOf(state.view));
     // During a hand-over any member may come forward as the new holder.
-    if (from === state.view.holder || from === state.newHolder) return true;
     return state.gateShut && memberOf(state.view, from) !== undefined;
   }
 
-  /** A member of our view that comes forward and has the reservation has taken a dead holder over. */
+  /**
+   * A member that comes forward and has the reservation has taken a dead holder over. It may be one that was let in by a view of
+   * which we had no COMMIT before its holder died.
+   */
   private async hasTakenOver(from: number): Promise<boolean> {
     const { state } = this;
-    const member = memberOf(state.view, from);
+    const member = [memberOf(state.view, from), memberOf(state.next, from)].find(
+      (known) => known !== undefined && state.isConnected(known),
+    );
     if (member === undefined || state.role !== Role.MEMBER || this.joinTarget !== null) return false;
-    if (!state.isConnected(member)) return false;
     // Without reservations there is only our own judgement of the holder.
     if (state.ports.pr === null) return state.contested;
     const reservation = await state.ports.pr.readReservation();

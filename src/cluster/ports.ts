@@ -89,6 +89,12 @@ export interface RoleChangeResult {
   readonly message: string;
 }
 
+/** One mount of one node. */
+export interface NodeMount {
+  readonly node: number;
+  readonly incarnation: number;
+}
+
 export interface KernelPort {
   /** ROLE_CHANGE; resolves at DONE. */
   roleChange(role: Role, holder: number, epoch: bigint): Promise<RoleChangeResult>;
@@ -100,13 +106,16 @@ export interface KernelPort {
    * `solo`: the kernel tells none, since it has no other node to share them with in the view that comes.
    */
   lockDump(epoch: bigint, solo: boolean): Promise<RoleChangeResult>;
-  /** `solo` as in the lockDump() before: the kernel grants its locks itself until the next one. */
-  view(epoch: bigint, holder: number, resend: boolean, solo: boolean): void;
+  /**
+   * `holder`: a later incarnation of the same node is another holder, which knows nothing of what the earlier was asked.
+   * `solo` as in the lockDump() before: the kernel grants its locks itself until the next one.
+   */
+  view(epoch: bigint, holder: NodeMount, resend: boolean, solo: boolean): void;
   /** RECOVERY_START and RECOVERY_DONE: the dead holder `node` is being taken over, operations wait. */
   recovery(begin: boolean, node: number, epoch: bigint): void;
   lease(untilMs: number, epoch: bigint): void;
   /** DAEMON_READY. `leaseUntilMs` is what lease() would say. */
-  ready(role: Role, epoch: bigint, holder: number, leaseUntilMs: number): void;
+  ready(role: Role, epoch: bigint, holder: NodeMount, leaseUntilMs: number): void;
   /** DAEMON_READY with ERROR: the mount fails with that errno. */
   failed(errno: number, message: string): void;
   nodeStatus(node: number, incarnation: number, state: NodeState): void;

@@ -25,7 +25,7 @@ import { ERRNO, type LeaseKeeper } from "./lease.js";
 import type { Coordinator } from "./membership.js";
 import type { Participant } from "./participant.js";
 import { type Discovered, keyIncarnation, keyNode, type PrPort, prKey, type Rejoin } from "./ports.js";
-import { activeMembers, type ClusterState, deadMembers, hexNode, memberOf } from "./state.js";
+import { activeMembers, type ClusterState, deadMembers, hexNode, holderOf, memberOf } from "./state.js";
 import type { Takeover } from "./takeover.js";
 
 /** Epochs of which no record may be left are passed over when the header is begun anew. */
@@ -101,7 +101,7 @@ export class Startup {
     if (leased === null || view === null) {
       throw new StartupFailed(ERRNO.ETIMEDOUT, "in the view, and no lease came within two node timeouts");
     }
-    state.ports.kernel.ready(state.role, view.epoch, view.holder, this.lease.leaseUntil);
+    state.ports.kernel.ready(state.role, view.epoch, holderOf(view), this.lease.leaseUntil);
     state.log("info", "started", {
       role: state.role === Role.HOLDER ? "holder" : "member",
       epoch: view.epoch,

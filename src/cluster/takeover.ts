@@ -34,7 +34,15 @@ import type { LeaseKeeper } from "./lease.js";
 import type { Coordinator } from "./membership.js";
 import type { Participant } from "./participant.js";
 import { keyIncarnation, keyNode, prKey, type RecoveryReport } from "./ports.js";
-import { activeMembers, type ClusterState, deadMembers, Halted, hexNode, memberOf } from "./state.js";
+import {
+  activeMembers,
+  type ClusterState,
+  deadMembers,
+  Halted,
+  hexNode,
+  keyOfHolder,
+  memberOf,
+} from "./state.js";
 
 /** A member of the header, with the address that we know of it. */
 interface Survivor extends MemberInfo {
@@ -95,7 +103,7 @@ export class Takeover {
         if (owner === state.key && !vacant) return await this.takeOver(standing, why, begun);
         if (!this.isDead(owner, members)) {
           // A restarted daemon follows by itself.
-          if (view === null || keyNode(owner) === (state.next ?? view).holder) return "over";
+          if (view === null || owner === keyOfHolder(state.next ?? view)) return "over";
           if (told !== owner) state.log("info", "another node takes over", { owner: hexKey(owner) });
           told = owner;
           await this.pause();

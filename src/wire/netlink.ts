@@ -162,7 +162,7 @@ const TO_KERNEL = {
   DAEMON_ATTACH: { must: ["mountId", "abiVersion", "pid"], may: [] },
   DAEMON_READY: {
     must: ["mountId"],
-    may: ["session", "role", "epoch", "holder", "leaseUntil", "error", "message"],
+    may: ["session", "role", "epoch", "holder", "incarnation", "leaseUntil", "error", "message"],
   },
   ROLE_CHANGE: {
     must: ["mountId", "reqId", "role", "node", "incarnation", "holder", "epoch"],
@@ -171,7 +171,7 @@ const TO_KERNEL = {
   GATE: { must: ["mountId", "reqId", "gateOpen"], may: ["session", "reason", "force"] },
   LEASE: { must: ["mountId", "leaseUntil", "epoch"], may: ["session"] },
   LOCK_DUMP: { must: ["mountId", "reqId", "epoch"], may: ["session", "solo"] },
-  VIEW: { must: ["mountId", "epoch", "holder", "resend"], may: ["session", "solo"] },
+  VIEW: { must: ["mountId", "epoch", "holder", "incarnation", "resend"], may: ["session", "solo"] },
   LOCK_GRANT: LOCKS,
   LOCK_DENY: LOCKS,
   BAST: LOCKS,

@@ -177,10 +177,18 @@ const kernel: KernelPort = {
     return done;
   },
   view(epoch, holder, resend, solo) {
-    words.holder = holder;
+    words.holder = holder.node;
     words.epoch = epoch;
     words.nextEpoch = epoch;
-    link?.send({ cmd: "VIEW", epoch, holder, resend: resend ? 1 : 0, solo: solo ? 1 : 0 });
+    const { node, incarnation } = holder;
+    link?.send({
+      cmd: "VIEW",
+      epoch,
+      holder: node,
+      incarnation,
+      resend: resend ? 1 : 0,
+      solo: solo ? 1 : 0,
+    });
   },
   recovery(begin, node, epoch) {
     link?.send({ cmd: begin ? "RECOVERY_START" : "RECOVERY_DONE", node, epoch });
@@ -195,9 +203,11 @@ const kernel: KernelPort = {
     link?.send({ cmd: "LEASE", leaseUntil: BigInt(Math.floor(untilMs)), epoch });
   },
   ready(role, epoch, holder, leaseUntilMs) {
-    words.holder = holder;
+    words.holder = holder.node;
     words.leaseUntilMs = leaseUntilMs;
-    link?.send({ cmd: "DAEMON_READY", role, epoch, holder, leaseUntil: BigInt(Math.floor(leaseUntilMs)) });
+    const { node, incarnation } = holder;
+    const lease_until = BigInt(Math.floor(leaseUntilMs));
+    link?.send({ cmd: "DAEMON_READY", role, epoch, holder: node, incarnation, leaseUntil: lease_until });
     shell.toMain({ kind: "started", part: "cluster" });
   },
   failed(errno, message) {

@@ -7,8 +7,9 @@
 
 import * as assert from "uvu/assert";
 import type { Field } from "../../lab/field.js";
-import type { Holding } from "../../lab/volume.js";
+import { type Holding, until } from "../../lab/volume.js";
 import { FaultSuite } from "./mxfs_faults_suite.js";
+import { MOUNTPOINT } from "./mxfs_suite.js";
 
 const faults = new FaultSuite("mxfs-faults", 2);
 const { suite } = faults;
@@ -89,6 +90,80 @@ faults.proves(
     await field.keysAre([member]);
     await field.bringBack();
     assert.is(await field.holder(), member);
+  },
+);
+
+/** How many operations of members this holder has executed. */
+async function executed(holder: number): Promise<number> {
+  const said = await suite.volume.work(holder, ["counters"]);
+  return Number(/^fsop_executed (\d+)$/m.exec(said)?.[1]);
+}
+
+faults.proves(
+  "What a holder has done, and dies before it could answer, is not done again by the member that takes over",
+  async (field, directory) => {
+    const { lab } = suite;
+    const { holder, member } = await holderAndMember(field);
+    const dir = `${directory}-unanswered`;
+    // Each is the first on its directory that needs the holder, and nothing but that system call.
+    const operations: Readonly<Record<string, string>> = {
+      mkdir1: 'mkdir("new")',
+      mkdir2: 'mkdir("new")',
+      mkdir3: 'mkdir("new")',
+      symlink: 'symlink("target", "new")',
+      link: 'link("there", "new")',
+      rename: 'rename("there", "new")',
+      rmdir: 'rmdir("gone")',
+    };
+    const names = Object.keys(operations);
+    await field.load.stop(member);
+    await lab.run(
+      member,
+      `for d in ${names.join(" ")}; do
+        mkdir -p ${dir}/$d/gone && cd ${dir}/$d && : >there && { stat new there gone >/dev/null 2>&1 || true; }
+      done`,
+    );
+    const waiting = names.map((name) =>
+      suite.volume.hold(member, [
+        "perl",
+        "-e",
+        `chdir("${dir}/${name}") or die; $| = 1; print "ready\\n"; <STDIN>; ${operations[name]} or die "$!\\n"`,
+      ]),
+    );
+    assert.equal(
+      await Promise.all(waiting.map((it) => it.first)),
+      names.map(() => "ready"),
+    );
+    const before = await executed(holder);
+    field.begins();
+    // What members send still arrives; what is sent to them does not.
+    await lab.run(holder, `ip route add blackhole 10.77.0.${member}/32`);
+    let answers = 0;
+    const results = Promise.all(
+      waiting.map(async (it) => {
+        const status = await it.letGo();
+        answers++;
+        return status;
+      }),
+    );
+    results.catch(() => undefined); // awaited below
+    // One that needs a lock first does not come so far; it is done by the next holder, once.
+    await until("the holder has done most of it", 10_000, async () =>
+      (await executed(holder)) >= before + names.length / 2 ? true : undefined,
+    );
+    await lab.run(holder, `sync -f ${MOUNTPOINT}`);
+    assert.is(answers, 0, "the member was answered");
+    lab.kill(holder);
+    field.load.gone(holder);
+    assert.equal(
+      await results,
+      names.map(() => 0),
+    );
+    assert.is(await field.holder(), member);
+    const left = await lab.run(member, `cd ${dir} && ls -d */new */gone`);
+    const rest = names.flatMap((name) => (name === "rmdir" ? [] : [`${name}/new`, `${name}/gone`]));
+    assert.equal(left.trim().split("\n").sort(), rest.sort());
+    await field.bringBack();
   },
 );
 

@@ -8,6 +8,7 @@ import type { Timings } from "../../src/cluster/config.js";
 import { ClusterCore } from "../../src/cluster/core.js";
 import type {
   HeartbeatContents,
+  NodeMount,
   Ports,
   PrOutcome,
   Rejoin,
@@ -60,6 +61,7 @@ export class Kernel {
   epoch = 0n;
   /** As the last VIEW said. */
   holder = 0;
+  holderIncarnation = 0;
   /** RECOVERY_START came, and RECOVERY_DONE did not. */
   recovering = false;
   leaseUntil = 0;
@@ -78,6 +80,11 @@ export class Kernel {
   files: KernelFiles | null = null;
   /** The kernel works its messages off in two queues, each in order: lock dumps, and role changes with the gate. */
   readonly queues = { locks: Promise.resolve(), control: Promise.resolve() };
+
+  follow({ node, incarnation }: NodeMount): void {
+    this.holder = node;
+    this.holderIncarnation = incarnation;
+  }
 }
 
 export class Host {
@@ -524,7 +531,8 @@ export class Host {
         view: (epoch, holder, resend, solo) => {
           if (epoch <= kernel.epoch)
             cluster.violate(`rule 8: ${this.name}: VIEW ${epoch} after ${kernel.epoch}`);
-          if (kernel.holder !== 0 && kernel.holder !== holder && !resend) {
+          const followed = kernel.holder === holder.node && kernel.holderIncarnation === holder.incarnation;
+          if (kernel.holder !== 0 && !followed && !resend) {
             cluster.violate(`rule 7: ${this.name} has a new holder and is not told to send again`);
           }
           if (solo !== kernel.dumpSolo) {
@@ -534,7 +542,7 @@ export class Host {
           }
           kernel.solo = solo;
           kernel.epoch = epoch;
-          kernel.holder = holder;
+          kernel.follow(holder);
           kernel.gateOpen = true;
           if (kernel.locks !== null) kernel.locks.dumped = false;
           if (resend) kernel.files?.resend();
@@ -546,7 +554,7 @@ export class Host {
           kernel.leaseUntil = until;
         },
         ready: (role, epoch, holder, until) => {
-          kernel.holder = holder;
+          kernel.follow(holder);
           if (kernel.recovering)
             cluster.violate(`rule 9: ${this.name} is ready, and its recovery is not over`);
           kernel.leaseUntil = until;

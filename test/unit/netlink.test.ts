@@ -44,7 +44,16 @@ const BIG = 0xffffffffffffffffn;
 /** One of each command, with every optional attribute. */
 const TO_KERNEL: readonly ToKernel[] = [
   { cmd: "DAEMON_ATTACH", mountId: 1, abiVersion: 1, pid: 4000 },
-  { cmd: "DAEMON_READY", mountId: 1, session: BIG, role: 1, epoch: 3n, holder: 7, leaseUntil: 123456n },
+  {
+    cmd: "DAEMON_READY",
+    mountId: 1,
+    session: BIG,
+    role: 1,
+    epoch: 3n,
+    holder: 7,
+    incarnation: 2,
+    leaseUntil: 123456n,
+  },
   { cmd: "DAEMON_READY", mountId: 1, session: 2n, error: 5, message: "no disk: ä" },
   {
     cmd: "ROLE_CHANGE",
@@ -61,7 +70,7 @@ const TO_KERNEL: readonly ToKernel[] = [
   { cmd: "GATE", mountId: 1, reqId: 8n, gateOpen: 0, session: 1n, reason: "hand-over", force: 1 },
   { cmd: "LEASE", mountId: 1, leaseUntil: BIG, epoch: 1n },
   { cmd: "LOCK_DUMP", mountId: 1, reqId: 1n, epoch: 2n },
-  { cmd: "VIEW", mountId: 1, epoch: 2n, holder: 3, resend: 1 },
+  { cmd: "VIEW", mountId: 1, epoch: 2n, holder: 3, incarnation: 9, resend: 1 },
   { cmd: "LOCK_GRANT", mountId: 1, locks: LOCKS, session: 5n },
   { cmd: "LOCK_DENY", mountId: 1, locks: LOCKS },
   { cmd: "BAST", mountId: 1, locks: LOCKS },

@@ -208,6 +208,52 @@ suite.proves(
   { expected: FENCING },
 );
 
+/** Each writes 64 KiB after 64 KiB straight to a part of the file that is its own, over and over, another text each round. */
+const WRITERS = 8;
+
+suite.proves(
+  "A node is stopped with writes on their way: it is fenced, and none of them lands when the others have gone on",
+  async () => {
+    const { lab, volume } = suite;
+    const keys = await mountTwo();
+    const file = `${MOUNTPOINT}/written`;
+    await lab.run(2, `dd if=/dev/zero of=${file} bs=1M count=${WRITERS} conv=fsync 2>&1`);
+    const writer = `n=0; while n=$((n + 1)); do
+      yes $w.$n | dd of=${file} bs=64k count=16 seek=$((w * 16)) iflag=fullblock oflag=direct conv=notrunc || exit
+      : >/tmp/round.$w; done 2>/dev/null`;
+    const writers = volume.hold(2, [
+      "sh",
+      "-c",
+      `for w in $(seq 0 ${WRITERS - 1}); do (${writer}) & done; echo ready; read -r line || true; wait`,
+    ]);
+    assert.is(await writers.first, "ready");
+    await lab.run(2, `while [ $(ls /tmp/round.* 2>/dev/null | wc -l) -lt ${WRITERS} ]; do sleep 0.2; done`, {
+      timeoutMs: EVICTION_MS,
+    });
+    lab.freeze(2);
+    await until("the sleeper is fenced", EVICTION_MS, async () =>
+      (await volume.keys(STRANGER)).includes(keys.member) ? undefined : true,
+    );
+    // Straight from the disk; answered when the sleeper's locks have passed on.
+    const read = `dd if=${file} bs=1M iflag=direct 2>/dev/null | sha256sum`;
+    const passed_on = await lab.run(1, read, { timeoutMs: EVICTION_MS });
+    lab.thaw(2);
+    await isFenced(2);
+    assert.match(lab.console(2), /reservation conflict/i);
+    assert.is(await lab.run(1, read), passed_on, "a write of the fenced node has landed late");
+    const aborted = TARGET === "lio" ? /command="PREEMPT AND ABORT"/ : /may still land for a while/;
+    assert.match(await volume.daemonLog(1, 60), aborted);
+    await writers.letGo();
+    await volume.umount(2);
+    await volume.mount(2);
+    assert.is(await lab.run(2, read), passed_on);
+    await volume.umountAll();
+    assert.equal(await volume.keys(STRANGER), []);
+    await volume.checkXfs(1);
+  },
+  { expected: FENCING },
+);
+
 suite.proves("A disk without reservations is refused, and the log says why", async () => {
   const { lab, volume } = suite;
   await volume.mkfs(1, "/dev/vda");

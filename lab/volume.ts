@@ -44,7 +44,7 @@ const TROUBLE: readonly RegExp[] = [
 /** What a node that is thrown out says, rightly. */
 export const FENCING_SAYS: readonly RegExp[] = [
   /mxfs: .*(fenc|evict|lease|reservation|key|error)/i,
-  /XFS .*(shut|error|log I\/O)/i,
+  /XFS .*(shut|error|log I\/O|log mount failed)/i,
   /reservation conflict/i,
 ];
 

@@ -186,6 +186,9 @@ export class HandOver {
         return;
       fenced.push(successor);
     }
+    // Whoever mounts next serves at once: by then they serve nothing any more, and ask us for no more time.
+    for (const member of fenced) state.ports.net.disconnect(member.node);
+    for (const member of fenced) await coordinator.waitForLeaseEnd(member);
     // Only such as wanted to leave were there: they hold nothing any more.
     await coordinator.writePlainHeader([], fenced);
     for (const node of coordinator.leaves.keys())

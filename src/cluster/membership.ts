@@ -545,7 +545,7 @@ export class Coordinator {
   }
 
   /** Its lease has run out by its own clock, and by a tenth more. */
-  private async waitForLeaseEnd(member: MemberInfo): Promise<void> {
+  async waitForLeaseEnd(member: MemberInfo): Promise<void> {
     const { state } = this;
     if (state.mistakes.has("skip-lease-wait")) return;
     const until = this.lease.leaseOverAt(member);

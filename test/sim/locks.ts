@@ -160,6 +160,11 @@ export class KernelLocks {
     this.demoteSoon(lock);
   }
 
+  /** All memory is wanted. */
+  evictAll(): void {
+    for (const lock of [...this.#byId.values()]) this.evict(lock.ino);
+  }
+
   /** All locks are dropped: the mount goes. */
   unmount(): void {
     for (const lock of [...this.#byId.values()]) this.release(lock);

@@ -442,6 +442,21 @@ test("who rejoins in the middle of its leave is in the view until its new daemon
   });
 });
 
+test("a successor that does not answer is fenced, and the next mount serves when its lease is over", async () => {
+  await course({ hostCount: 3 }, async (cluster) => {
+    const [old, silent, newcomer] = [at(cluster, 0), at(cluster, 1), at(cluster, 2)];
+    newcomer.unmount();
+    await cluster.pass(10_000, () => newcomer.kernel.state === "idle");
+    old.unmount();
+    await cluster.pass(10_000, () => !old.kernel.xfs);
+    cluster.network.cut(old, silent);
+    await cluster.pass(40_000, () => old.kernel.state === "idle" || leads(silent));
+    newcomer.mount();
+    await cluster.pass(60_000, () => newcomer.serving());
+    assert.ok(newcomer.serving());
+  });
+});
+
 /** profile=fast. */
 const FAST: Timings = {
   ...TIMINGS_DEFAULT,

@@ -60,6 +60,8 @@ export class Startup {
   #probed = false;
   /** The target gave the reservation of our earlier mount to our new key, and members of its view live. */
   #holdsForOthers = false;
+  /** The header of the view whose place this node has taken: all others in it are fenced now, or were before. */
+  #replaced: DiskHeader | null = null;
   #refusal: { from: number; errno: number; reason: string } | null = null;
   readonly #heard = new Map<number, Discovered>();
   #heardSerial = 0;
@@ -619,9 +621,10 @@ export class Startup {
    */
   private async waitForLeases(registered: readonly bigint[]): Promise<void> {
     const { state } = this;
-    if (state.mistakes.has("newcomer-skips-lease-wait")) return;
     const header = await this.readHeaderPatiently();
     if (typeof header === "string") return;
+    this.#replaced = withoutOthers(header, state.self);
+    if (state.mistakes.has("newcomer-skips-lease-wait")) return;
     await this.readHeartbeats();
     const silent = activeMembers(header)
       .filter((member) => member.node !== state.self && !isReplaced(member, registered))
@@ -915,7 +918,8 @@ export class Startup {
     const reservation = await pr.readReservation();
     state.alive();
     const mine = reservation.kind === "held" && reservation.key === state.key;
-    const header = state.header;
+    // Failed before it had a header of its own: who was fenced for it may only have stood still, and write on.
+    const header = state.header ?? this.#replaced;
     if (mine && header !== null && deadMembers(header).length > 0) {
       state.log("warn", "the reservation stays: evicted nodes have not come back", {});
       return;

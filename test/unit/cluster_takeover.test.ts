@@ -457,6 +457,31 @@ test("a successor that does not answer is fenced, and the next mount serves when
   });
 });
 
+test("a newcomer whose mount fails leaves its reservation in the way of the holder that it has fenced", async () => {
+  await course({ hostCount: 2, files: "kept" }, async (cluster) => {
+    const [frozen, newcomer] = [at(cluster, 0), at(cluster, 1)];
+    newcomer.unmount();
+    await cluster.pass(10_000, () => newcomer.kernel.state === "idle");
+    frozen.freeze(150_000);
+    newcomer.mount();
+    await cluster.pass(60_000, () => newcomer.kernel.xfs);
+    assert.ok(newcomer.kernel.xfs);
+    const { key } = newcomer;
+    newcomer.lockstateUnreadable = true;
+    await cluster.pass(80_000, () => newcomer.kernel.state === "idle");
+    assert.is(newcomer.kernel.state, "idle");
+    assert.is(
+      cluster.target.reservation?.key,
+      key,
+      "nothing refuses what the frozen holder writes when it wakes up",
+    );
+    newcomer.lockstateUnreadable = false;
+    newcomer.mount();
+    await cluster.pass(60_000, () => newcomer.serving());
+    assert.ok(newcomer.serving());
+  });
+});
+
 /** profile=fast. */
 const FAST: Timings = {
   ...TIMINGS_DEFAULT,

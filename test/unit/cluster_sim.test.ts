@@ -60,7 +60,6 @@ const PLANTED: readonly Planted<Mistake>[] = [
   ["accept-stale-epoch", /^rule 8 /, 1],
   ["skip-fence", /^rule (1|9) /, 5],
   ["skip-lease-wait", /^rule 9 .*its lease runs/, 1],
-  ["newcomer-skips-lease-wait", /^rule 9 .*its lease runs/, 380_000_000],
   ["recovered-before-mount", /^rule 9 /, 1],
 ];
 const PLANTED_PERSISTING: readonly Planted<PersistMistake>[] = [
@@ -135,6 +134,42 @@ async function staged(
   return null;
 }
 const STAGED_SEEDS = 120;
+
+/** A holder stands still until then, while a newcomer waits that cannot reach it; null: for longer. */
+async function wakesUp(
+  seed: number,
+  mistakes: ReadonlySet<Mistake>,
+  until: number | null,
+): Promise<{ preemptedAt: number; violation: string | null }> {
+  const cluster = new Cluster({ seed, hostCount: 2, mistakes });
+  const [holder, newcomer] = cluster.hosts as [Host, Host];
+  holder.mount();
+  await cluster.pass(15_000, () => holder.serving());
+  cluster.network.cut(holder, newcomer);
+  newcomer.mount();
+  await cluster.pass(4000);
+  holder.freeze((until ?? cluster.time.now + 60_000) - cluster.time.now);
+  const { key } = holder;
+  await cluster.pass(55_000, () => cluster.target.preempted.has(key));
+  const preemptedAt = cluster.time.now;
+  await cluster.pass(5000);
+  for (const host of cluster.hosts) host.daemon?.core?.stop();
+  return { preemptedAt, violation: cluster.violation };
+}
+
+test('staged, the simulation sees a core with the mistake "newcomer-skips-lease-wait", and none without', async () => {
+  for (const mistake of [null, "newcomer-skips-lease-wait"] as const) {
+    const mistakes = new Set<Mistake>(mistake === null ? [] : [mistake]);
+    const found: string[] = [];
+    for (let seed = 1; seed <= STAGED_SEEDS / 2; seed++) {
+      const { preemptedAt } = await wakesUp(seed, mistakes, null);
+      const { violation } = await wakesUp(seed, mistakes, preemptedAt - 2 - seed);
+      if (violation !== null) found.push(violation);
+    }
+    if (mistake === null) assert.equal(found, []);
+    else assert.match(found.join("\n"), /^rule 9 .*its lease runs/m);
+  }
+});
 
 type Story = Parameters<typeof staged>[1];
 const STAGED: readonly (readonly [FilesMistake, RegExp, Story])[] = [

@@ -618,6 +618,17 @@ export function unlockRange(bytes: Uint8Array): void {
 }
 
 /**
+ * Gives back the memory that only starting has needed: free memory of libc's heaps, and from the page tables all code
+ * and constants of node and its libraries. What is still used comes back from the page cache, page by page.
+ * @param keep code that is used from now on is pinned (mlock2, MLOCK_ONFAULT), so that it never has to be read from the disk
+ * again. Once only: what is pinned cannot be given back.
+ * @throws EPERM or ENOMEM when RLIMIT_MEMLOCK is too small to pin; given back it is all the same.
+ */
+export function trimProgram(keep: boolean): void {
+  addon.trimProgram(keep);
+}
+
+/**
  * PR_SET_IO_FLUSHER for the *calling thread* and the threads it starts later: its allocations never wait for
  * dirty pages that only this process can clean. EPERM without CAP_SYS_RESOURCE. The launcher does it for all.
  */
@@ -746,6 +757,7 @@ interface Addon {
   setBindToDevice(fd: number, interfaceName: string): void;
   lockRange(bytes: Uint8Array): void;
   unlockRange(bytes: Uint8Array): void;
+  trimProgram(keep: boolean): void;
   setIoFlusher(on: boolean): void;
   getIoFlusher(): boolean;
   bootTimeNs(): bigint;

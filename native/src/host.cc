@@ -1,20 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //
-// Small calls into the host kernel that Node does not offer: SO_BINDTODEVICE, memory locking of one buffer,
-// the I/O flusher flag, the boot clock, shutting an XFS down.
+// Small calls into the host kernel that Node does not offer: SO_BINDTODEVICE, memory locking of one buffer, and of
+// the program itself, the I/O flusher flag, the boot clock, shutting an XFS down.
 //
 // Known weakness: PR_SET_IO_FLUSHER holds for the calling thread only (and threads it starts afterwards), so
 // the launcher (launch.c) sets it before node exists.
 
 #include <fcntl.h>
+#include <link.h>
 #include <linux/magic.h>
 #include <linux/prctl.h>
+#include <malloc.h>
+#include <sys/auxv.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/vfs.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "common.h"
 
@@ -46,6 +50,49 @@ Napi::Value LockRange(const Napi::CallbackInfo& info) {
 Napi::Value UnlockRange(const Napi::CallbackInfo& info) {
   Bytes bytes = BytesArg(info, 0);
   if (munlock(bytes.data, bytes.length) < 0) throw SysError(errno, "munlock");
+  return info.Env().Undefined();
+}
+
+/** What became of the program's pages; filled in under the dynamic loader's lock. */
+struct Program {
+  uintptr_t vdso;
+  uintptr_t page;
+  bool keep;
+  int drop_error;
+  int keep_error;
+};
+
+/**
+ * Code and constants of one loaded object: its segments that are never written, so that every page of them is the
+ * file's. (Relocated constants lie in a segment that is writable at first, and are left alone.)
+ */
+int TrimObject(dl_phdr_info* object, size_t, void* data) {
+  auto* program = static_cast<Program*>(data);
+  if (object->dlpi_addr == program->vdso) return 0;
+  for (int index = 0; index < object->dlpi_phnum; index++) {
+    const ElfW(Phdr)& segment = object->dlpi_phdr[index];
+    if (segment.p_type != PT_LOAD || (segment.p_flags & PF_W) != 0) continue;
+    uintptr_t from = (object->dlpi_addr + segment.p_vaddr) & ~(program->page - 1);
+    uintptr_t to = (object->dlpi_addr + segment.p_vaddr + segment.p_memsz + program->page - 1) & ~(program->page - 1);
+    void* address = reinterpret_cast<void*>(from);
+    if (madvise(address, to - from, MADV_DONTNEED) < 0) program->drop_error = errno;
+    if (program->keep && mlock2(address, to - from, MLOCK_ONFAULT) < 0) program->keep_error = errno;
+  }
+  return 0;
+}
+
+/** Gives back what only starting has needed. @see trimProgram in native/index.ts */
+Napi::Value TrimProgram(const Napi::CallbackInfo& info) {
+  Program program{};
+  program.vdso = getauxval(AT_SYSINFO_EHDR);
+  program.page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  program.keep = BoolArg(info, 0);
+  malloc_trim(0);
+  dl_iterate_phdr(TrimObject, &program);
+  if (program.drop_error != 0) throw SysError(program.drop_error, "madvise", "MADV_DONTNEED, the program's code");
+  if (program.keep_error != 0) {
+    throw SysError(program.keep_error, "mlock2", "MLOCK_ONFAULT, the program's code; see RLIMIT_MEMLOCK");
+  }
   return info.Env().Undefined();
 }
 
@@ -121,6 +168,7 @@ void InitHost(Napi::Env env, Napi::Object exports) {
   ExportPlain<SetBindToDevice>(env, exports, "setBindToDevice");
   ExportPlain<LockRange>(env, exports, "lockRange");
   ExportPlain<UnlockRange>(env, exports, "unlockRange");
+  ExportPlain<TrimProgram>(env, exports, "trimProgram");
   ExportPlain<SetIoFlusher>(env, exports, "setIoFlusher");
   ExportPlain<GetIoFlusher>(env, exports, "getIoFlusher");
   ExportPlain<BootTimeNs>(env, exports, "bootTimeNs");

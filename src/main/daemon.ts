@@ -16,7 +16,7 @@ import { hostname, networkInterfaces } from "node:os";
 import { setTimeout as pause } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { MessageChannel, type MessagePort, Worker } from "node:worker_threads";
-import { bootTimeMs, GenlSocket } from "../../native/index.js";
+import { bootTimeMs, GenlSocket, trimProgram } from "../../native/index.js";
 import type { ClusterConfig } from "../cluster/config.js";
 import { DeadlockDetector } from "../dlm/deadlock.js";
 import { type Command, LockEngine, type LockInfo } from "../dlm/engine.js";
@@ -292,8 +292,21 @@ class Daemon {
       volume: volume.id.toString(16),
       ms: Math.round(bootTimeMs() - this.#startedMs),
     });
+    this.#trim();
     if (process.send !== undefined) {
       process.send(`volume ${volume.id.toString(16)}`);
+    }
+  }
+
+  /**
+   * What only starting has needed is given back. Code that is used from here on stays: a lease must be renewed also while
+   * the disk that node was read from does not answer.
+   */
+  #trim(): void {
+    try {
+      trimProgram(this.#options.mountId !== null);
+    } catch (error) {
+      this.#say("warn", `code may have to be read from disk again: ${messageOf(error)}`);
     }
   }
 

@@ -667,6 +667,38 @@ function defineTests(): void {
     assert.is(locked(), before);
   });
 
+  test("trimProgram gives the program's code back, and pins what is used of it afterwards where it is to be kept", () => {
+    // In a process of its own: what is pinned stays so.
+    const script = `
+      import { trimProgram } from ${JSON.stringify(import.meta.resolve("../../native/index.js"))};
+      import { readFileSync } from "node:fs";
+      const field = (name) => Number(new RegExp(name + ":\\\\s+(\\\\d+)").exec(readFileSync("/proc/self/status", "utf8"))[1]);
+      const pinned = () => [...readFileSync("/proc/self/smaps", "utf8").matchAll(/^Locked: +(\\d+)/gm)]
+        .reduce((sum, [, kib]) => sum + Number(kib), 0);
+      const start = field("RssFile");
+      trimProgram(false);
+      const trimmed = field("RssFile");
+      const before = pinned();
+      let refused = null;
+      try {
+        trimProgram(true);
+      } catch (error) {
+        refused = error.code;
+      }
+      console.log(JSON.stringify({ start, trimmed, before, after: pinned(), refused }));`;
+    const text = execFileSync(process.execPath, ["--input-type=module", "-e", script], { encoding: "utf8" });
+    const { start, trimmed, before, after, refused } = JSON.parse(text) as Record<string, number | string>;
+    assert.ok(Number(trimmed) < Number(start) / 2, `${start} KiB before, ${trimmed} KiB after`);
+    assert.is(before, 0);
+    const capable = ((BigInt(`0x${statusField("CapEff")}`) >> 14n) & 1n) === 1n;
+    if (capable) {
+      assert.is(refused, null);
+      assert.ok(Number(after) > 0, "nothing is pinned");
+    } else {
+      assert.match(String(refused), /^(EPERM|ENOMEM)$/);
+    }
+  });
+
   test("the I/O flusher flag is set with CAP_SYS_RESOURCE and refused with EPERM without", () => {
     const capable = ((BigInt(`0x${statusField("CapEff")}`) >> 24n) & 1n) === 1n;
     if (capable) {

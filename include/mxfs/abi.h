@@ -21,11 +21,14 @@
 #define MXFS_PATH_LEN_MAX 4096
 #define MXFS_LVB_LEN 32
 
-/* Default timings, in milliseconds. Checked on use: heartbeat <= renewal < lease; lease * 1.1 < node timeout. */
+/*
+ * Default timings, in milliseconds. Checked on use: heartbeat <= renewal < lease; lease * 1.1 < node timeout. Twice that is below
+ * it here and with profile=fast, so that a takeover need not wait for the dead holder's lease.
+ */
 #define MXFS_HEARTBEAT_MS_DEFAULT 2000
 #define MXFS_LEASE_RENEW_MS_DEFAULT 2000
 #define MXFS_LEASE_MS_DEFAULT 5000
-#define MXFS_NODE_TIMEOUT_MS_DEFAULT 15000
+#define MXFS_NODE_TIMEOUT_MS_DEFAULT 12000
 #define MXFS_LOCK_WAIT_MS_DEFAULT 30000
 #define MXFS_BAST_MS_DEFAULT 10000
 #define MXFS_STARTUP_MS_DEFAULT 60000

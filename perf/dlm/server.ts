@@ -49,7 +49,7 @@ const setup: WorkerSetup = {
       heartbeatMs: 2000,
       renewMs: 2000,
       leaseMs: 5000,
-      nodeTimeoutMs: 15_000,
+      nodeTimeoutMs: 12_000,
       startupMs: 60_000,
       drainMs: 2000,
     },

@@ -3,7 +3,7 @@
 // Nodes that come, go, hang, lose their network or their power, while others work. Three guests; only the tests that
 // need the third one mount it.
 //
-// Weakness: timings are those of the defaults (node_timeout 15 s), so every death costs half a minute.
+// Weakness: timings are those of the defaults (node_timeout 12 s), so every death costs half a minute.
 
 import { test } from "uvu";
 import * as assert from "uvu/assert";

@@ -87,7 +87,7 @@ struct member {
 	struct mxfs_exec *exec;
 	u32 node, incarnation;
 	u64 acked;
-	bool gone;
+	bool gone, asked;
 	struct xarray known; /* seq -> request */
 	unsigned int known_count;
 	struct list_head queue;
@@ -111,6 +111,7 @@ struct mxfs_exec {
 	struct workqueue_struct *wq;
 	wait_queue_head_t idle;
 	struct delayed_work commit; /* some time after something was answered early */
+	bool unsettled; /* who has gone had asked for something; mxfs_exec_settle_gone has not seen to it yet */
 	bool stopping;
 };
 
@@ -1027,6 +1028,8 @@ static void drop_member(struct member *member)
 	unsigned long seq;
 
 	member->gone = true;
+	if (member->asked)
+		member->exec->unsettled = true;
 	list_for_each_entry_safe(req, next, &member->queue, queue) {
 		if (req->state == REQUEST_QUEUED) {
 			list_del_init(&req->queue);
@@ -1185,6 +1188,7 @@ static void submit(struct mxfs_exec *exec, u32 node, u64 id, void *payload, u32 
 		answer = MXFS_FSOP_E_RETRY;
 		goto out_unlock;
 	}
+	member->asked = true;
 	acknowledge(member, req->parsed.acked);
 	known = xa_load(&member->known, id);
 	if (known) {
@@ -1384,10 +1388,17 @@ again:
 void mxfs_exec_settle_gone(struct mxfs_sb_info *sbi)
 {
 	struct mxfs_exec *exec = sbi->exec;
+	bool unsettled;
 	int err = 0;
 
 	if (!exec || READ_ONCE(sbi->role) != MXFS_ROLE_HOLDER)
 		return;
+	mutex_lock(&exec->mutex);
+	unsettled = exec->unsettled;
+	exec->unsettled = false;
+	mutex_unlock(&exec->mutex);
+	if (!unsettled)
+		return; /* most view changes: nobody has to wait for a log force */
 	wait_for_gone(exec);
 	mutex_lock(&sbi->role_mutex);
 	if (sbi->lower && !mxfs_gate_fenced(&sbi->gate))

@@ -87,8 +87,8 @@ build_tool() {
 build_typescript
 build_native
 # The workloads of demo and lab tests, and those of the perf harness.
-build_tool work lab/work.c include/mxfs/netlink.h
+build_tool work lab/work.c lab/tool.h include/mxfs/netlink.h
 build_tool load lab/load.c include/mxfs/netlink.h
 build_tool fsx lab/fsx.c
-build_tool perf perf/load.c
+build_tool perf perf/load.c lab/tool.h
 build_kernel

@@ -30,6 +30,8 @@ interface Job {
   /** uvu: totals are read from the output. check: the exit status is one test. */
   readonly kind: "uvu" | "check";
   readonly timeoutMs: number;
+  /** A check that test files may run beside. */
+  readonly beside?: boolean;
   /** Its output is shown when it is well, too. */
   readonly tells?: boolean;
 }
@@ -87,7 +89,12 @@ const PARTS: readonly Part[] = [
       check("lint/sparse", ["bash", "scripts/sparse.sh"]),
     ],
   },
-  { name: "unit", about: "units, properties and fuzz, natively", jobs: () => testFiles("unit", 180_000) },
+  {
+    name: "unit",
+    about: "units, properties and fuzz, natively",
+    lanes: 2,
+    jobs: () => testFiles("unit", 300_000),
+  },
   {
     name: "sim",
     about: "the seeded cluster simulation",
@@ -108,9 +115,12 @@ const PARTS: readonly Part[] = [
     about: "real kernels in virtual machines; two files at once, since they wait more than they work",
     lanes: 2,
     jobs: () => [
+      {
+        ...check("lab/chaos", [process.execPath, "dist/lab/chaos.js", "--short", ...targetWords()], 900_000),
+        beside: true,
+      },
       ...testFiles("lab", 1_200_000).filter((job) => !isFault(job)),
       check("lab/demo", [process.execPath, "dist/lab/demo.js"], 900_000),
-      check("lab/chaos", [process.execPath, "dist/lab/chaos.js", "--short", ...targetWords()], 900_000),
     ],
   },
   {
@@ -237,12 +247,13 @@ async function main(): Promise<number> {
       }
     };
     // Files beside each other, checks (they measure, or use all processors) one by one behind them.
-    const files = jobs.filter((job) => job.kind === "uvu");
+    const inLanes = (job: Job): boolean => job.kind === "uvu" || job.beside === true;
+    const files = jobs.filter(inLanes);
     const lane = async (): Promise<void> => {
       for (let job = files.shift(); job !== undefined; job = files.shift()) await one(job);
     };
     await Promise.all(Array.from({ length: part.lanes ?? 1 }, lane));
-    for (const job of jobs) if (job.kind === "check") await one(job);
+    for (const job of jobs) if (!inLanes(job)) await one(job);
     times.push(`${part.name} ${seconds(partStartMs)}`);
   }
   if (wanted.length === 0) {

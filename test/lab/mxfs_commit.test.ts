@@ -9,9 +9,8 @@
 import { test } from "uvu";
 import * as assert from "uvu/assert";
 import { until } from "../../lab/volume.js";
-import { MOUNTPOINT, Suite } from "./mxfs_suite.js";
+import { MOUNTPOINT, Suite, TIMINGS } from "./mxfs_suite.js";
 
-const TIMINGS = "heartbeat=1000,renew=1000,lease=3500,node_timeout=10000,startup=180000";
 const DEATH = [/mxfs: .*(fenc|evict|lease|reservation|key|another holder)/i, /reservation conflict/i];
 const TAKEOVER_MS = 90_000;
 const FILES = 30;
@@ -54,6 +53,25 @@ function shown(node: number, dir: string): Promise<string> {
   return suite.lab.run(node, `cd ${dir} && ${SHOW}`, { timeoutMs: TAKEOVER_MS });
 }
 
+/** Each member makes a directory, commits that, and makes the changes in it: what each shows then. */
+async function changedByMembers(dir: (node: number) => string): Promise<readonly string[]> {
+  const { lab } = suite;
+  for (const node of MEMBERS) await lab.run(node, `mkdir ${dir(node)}; sync -f ${MOUNTPOINT}`);
+  return await Promise.all(
+    MEMBERS.map(async (node) => {
+      await lab.run(node, changes(dir(node)));
+      return await shown(node, dir(node));
+    }),
+  );
+}
+
+async function takenOver(): Promise<void> {
+  await until("a member has taken over", TAKEOVER_MS, async () => {
+    const states = await Promise.all(MEMBERS.map((node) => suite.volume.kernelState(node)));
+    return states.some((state) => state?.role === "holder") ? true : undefined;
+  });
+}
+
 suite.proves(
   "Members miss nothing that the dead holder had answered and not committed, and can go on with all of it",
   async () => {
@@ -88,10 +106,7 @@ suite.proves(
     );
     assert.ok((await suite.volume.counter(1, "fsop_early")) - early > 2 * FILES, "the holder answers early");
     lab.kill(1);
-    await until("a member has taken over", TAKEOVER_MS, async () => {
-      const states = await Promise.all(MEMBERS.map((node) => volume.kernelState(node)));
-      return states.some((state) => state?.role === "holder") ? true : undefined;
-    });
+    await takenOver();
     for (const it of open) {
       assert.is(await shown(it.node, it.dir), it.before, `node ${it.node}`);
       assert.ok(
@@ -161,13 +176,7 @@ suite.proves(
     await mounted();
     const { volume, lab } = suite;
     const dir = (node: number) => `${MOUNTPOINT}/left${node}`;
-    for (const node of MEMBERS) await lab.run(node, `mkdir ${dir(node)}; sync -f ${MOUNTPOINT}`);
-    const before = await Promise.all(
-      MEMBERS.map(async (node) => {
-        await lab.run(node, changes(dir(node)));
-        return await shown(node, dir(node));
-      }),
-    );
+    const before = await changedByMembers(dir);
     await volume.umount(2);
     lab.kill(3);
     // Of the dead one's directory the holder hears when its locks have passed on.
@@ -189,13 +198,7 @@ suite.proves(
     await mounted();
     const { volume, lab } = suite;
     const dir = (node: number) => `${MOUNTPOINT}/handed${node}`;
-    for (const node of MEMBERS) await lab.run(node, `mkdir ${dir(node)}; sync -f ${MOUNTPOINT}`);
-    const before = await Promise.all(
-      MEMBERS.map(async (node) => {
-        await lab.run(node, changes(dir(node)));
-        return await shown(node, dir(node));
-      }),
-    );
+    const before = await changedByMembers(dir);
     const redone = await Promise.all(MEMBERS.map((node) => volume.counter(node, "redone")));
     await volume.umount(1);
     assert.equal(await Promise.all(MEMBERS.map((node) => shown(node, dir(node)))), before);
@@ -238,10 +241,7 @@ suite.proves(
       (await volume.counter(3, "fsop_sent")) > sent + 100 ? true : undefined,
     );
     lab.kill(1);
-    await until("a member has taken over", TAKEOVER_MS, async () => {
-      const states = await Promise.all(MEMBERS.map((node) => volume.kernelState(node)));
-      return states.some((state) => state?.role === "holder") ? true : undefined;
-    });
+    await takenOver();
     await lab.run(2, `: >${MOUNTPOINT}/signs/stop`, { timeoutMs: TAKEOVER_MS });
     assert.match(await tries, /^\d+ tries\n$/);
     await volume.umountAll();

@@ -8,10 +8,8 @@
 import { test } from "uvu";
 import { Field } from "../../lab/field.js";
 import { FENCING_SAYS, until, VolumeError } from "../../lab/volume.js";
-import { MOUNTPOINT, Suite } from "./mxfs_suite.js";
+import { MOUNTPOINT, Suite, TIMINGS } from "./mxfs_suite.js";
 
-/** Shorter than the defaults, so that a death costs half; long enough for slow machines. */
-export const TIMINGS = "heartbeat=1000,renew=1000,lease=3500,node_timeout=10000,startup=180000";
 /** Between two operations of a worker: faults are the subject, not the load. */
 const PAUSE_MS = 80;
 /** The last whole 4 KiB of the 4 GiB LUN: beyond every allocation group, or free space. */

@@ -8,7 +8,7 @@
 import { test } from "uvu";
 import * as assert from "uvu/assert";
 import { DEVICE, until } from "../../lab/volume.js";
-import { MOUNTPOINT, Suite } from "./mxfs_suite.js";
+import { MOUNTPOINT, Suite, TIMINGS } from "./mxfs_suite.js";
 
 const WAIT_MS = 60_000;
 /** From a death until the survivors work: node_timeout, lease, fencing, and slow machines. */
@@ -16,8 +16,10 @@ const EVICTION_MS = 90_000;
 /** The fewest that can be made: 4 chunks, so that two nodes have 2 each, of which 384 records are slots. */
 const FEW = 1024;
 const SLOTS_OF_FEW = 768;
-/** Held by a client, of these. */
-const HELD = 690;
+/** Clients, and how many of these each holds: side by side, since each waits for the disk. */
+const CLIENTS = 6;
+const HELD_BY_EACH = 115;
+const HELD = CLIENTS * HELD_BY_EACH;
 
 const suite = new Suite("mxfs-persist", { mounted: false, nodes: 2 });
 
@@ -54,7 +56,7 @@ async function records(node: number): Promise<Readonly<Record<string, unknown>>>
   return (await suite.volume.status(node)).lockRecords as Record<string, unknown>;
 }
 
-async function mountTwo(options = `lock_records=${FEW}`): Promise<void> {
+async function mountTwo(options = `lock_records=${FEW},${TIMINGS}`): Promise<void> {
   await suite.volume.mkfs(1);
   await suite.volume.mount(1, options);
   await suite.volume.mount(2, options);
@@ -174,12 +176,18 @@ suite.proves(
     // Clients' locks cannot be taken back: they leave little room.
     const take = (name: string, count: number): string =>
       `for i in $(seq 1 ${count}); do echo "lock ${name}-$i EX"; done`;
-    const holding = volume.hold(2, ["sh", "-c", `(${take("held", HELD)}; cat) | mxfs_lock session`]);
-    let held = 0;
-    holding.command.on("stdout", (piece) => {
-      held += piece.toString().match(/^ok/gm)?.length ?? 0;
+    const clients = Array.from({ length: CLIENTS }, (_, client) => {
+      const words = `(${take(`held${client}`, HELD_BY_EACH)}; cat) | mxfs_lock session`;
+      const it = { ...volume.hold(2, ["sh", "-c", words]), said: "" };
+      it.command.on("stdout", (piece) => {
+        it.said += piece.toString();
+      });
+      return it;
     });
-    await until("the client has its locks", 300_000, async () => (held >= HELD ? true : undefined));
+    await until("the clients have their locks", 300_000, async () => {
+      const held = clients.reduce((sum, { said }) => sum + (said.match(/^ok/gm)?.length ?? 0), 0);
+      return held >= HELD ? true : undefined;
+    });
     // Every file that is written after another node has read it has a lock in EX, cached.
     const files = SLOTS_OF_FEW - HELD + 60;
     const write = `cd ${MOUNTPOINT}/many && for i in $(seq 1 ${files}); do echo $i >>$i || exit 1; done`;
@@ -199,7 +207,7 @@ suite.proves(
     assert.ok(refused.length >= 40, `only ${refused.length} of ${wanted} were refused`);
     assert.match(refused[0] ?? "", /^error ENOLCK .*no room for it/);
     assert.match(await volume.daemonLog(1, 400), /refused with ENOLCK: there is no lock record/);
-    await holding.letGo();
+    await Promise.all(clients.map((client) => client.letGo()));
     await lab.run(2, `mxfs_lock lock afterwards EX -- true`, { timeoutMs: WAIT_MS });
     await lab.run(2, `echo more >${MOUNTPOINT}/more`, { timeoutMs: WAIT_MS });
     await volume.umountAll();

@@ -58,22 +58,44 @@ suite.proves(
   "Both nodes write their halves of one file at once, and take the locks for them once",
   async () => {
     const file = await prepare("halves");
+    const counted = (): Promise<readonly { readonly io: number; readonly asked: number }[]> =>
+      Promise.all(
+        [1, 2].map(async (node) => ({
+          io: await suite.volume.counter(node, "range_io"),
+          asked: await suite.volume.counter(node, "lock_ask"),
+        })),
+      );
+    /** When both have written `more` under EXTENT locks since `from`; who is alone has the whole file meanwhile. */
+    const further = async (from: Awaited<ReturnType<typeof counted>>, more: number) =>
+      await until(`both have written ${more} more under EXTENT locks`, 300_000, async () => {
+        const now = await counted();
+        return now.every((it, at) => it.io >= (from[at]?.io ?? 0) + more) ? now : undefined;
+      });
+    const writers = [1, 2].map((node) => {
+      const words = [
+        `--name=half${node}`,
+        ...half(file, node),
+        "--do_verify=0",
+        "--time_based",
+        "--runtime=900",
+      ];
+      return suite.volume.hold(node, [
+        "sh",
+        "-c",
+        `fio ${words.join(" ")} >/dev/null 2>&1 </dev/null & writer=$!; cat >/dev/null; kill -INT $writer; wait $writer`,
+      ]);
+    });
     // Whoever comes second takes the file away from the first: from then on both use ranges.
-    await writeHalves(file);
-    const before = await Promise.all(
-      [1, 2].map(async (node) => ({
-        io: await suite.volume.counter(node, "range_io"),
-        asked: await suite.volume.counter(node, "lock_ask"),
-      })),
-    );
-    await writeHalves(file);
-    for (const node of [1, 2]) {
-      const io = (await suite.volume.counter(node, "range_io")) - (before[node - 1]?.io ?? 0);
-      const asked = (await suite.volume.counter(node, "lock_ask")) - (before[node - 1]?.asked ?? 0);
-      assert.ok(io >= 400, `node${node}: ${io} of 512 writes under EXTENT locks`);
-      assert.ok(asked <= io / 4, `node${node}: asked for ${asked} locks`);
+    const before = await further(await counted(), 20);
+    const after = await further(before, 200);
+    for (const [at, { io, asked }] of after.entries()) {
+      const took = asked - (before[at]?.asked ?? 0);
+      const wrote = io - (before[at]?.io ?? 0);
+      assert.ok(took <= wrote / 4, `node${at + 1}: asked for ${took} locks, for ${wrote} writes`);
     }
-    await verifyHalves(file);
+    for (const writer of writers) await writer.letGo();
+    await writeHalves(file, "1m");
+    await verifyHalves(file, "1m");
   },
 );
 

@@ -11,6 +11,9 @@ import { MOUNTPOINT, Volume } from "../../lab/volume.js";
 
 export { MOUNTPOINT };
 
+/** Mount options: shorter than the defaults, so that a death costs less; long enough for slow machines. */
+export const TIMINGS = "heartbeat=1000,renew=1000,lease=3500,node_timeout=10000,startup=180000";
+
 export interface SuiteOptions extends LabOptions {
   /** Mount options of the volume. */
   readonly mountOptions?: string;

@@ -56,6 +56,8 @@ type HeaderRead = DiskHeader | "not found" | "unreadable" | "damaged" | "no head
 export class Startup {
   #deadline = 0;
   #twinsChecked = false;
+  /** Keys of our node's earlier incarnations that were registered beside ours. */
+  #earlier: readonly bigint[] = [];
   /** The device has reservations, so there may be a key of ours. */
   #probed = false;
   /** The target gave the reservation of our earlier mount to our new key, and members of its view live. */
@@ -227,9 +229,16 @@ export class Startup {
       );
     }
     const held_by = reservation.kind === "held" ? reservation.key : null;
-    for (const key of new Set(before.keys)) {
-      if (keyNode(key) !== state.self || key === state.key || key === held_by) continue;
-      await fenceKey(state, key, "an earlier incarnation of this node");
+    const earlier = this.earlierKeys(before.keys);
+    const gone = this.#earlier.filter((key) => !earlier.includes(key));
+    for (const key of earlier) {
+      if (key === held_by) continue;
+      if ((await fenceKey(state, key, "an earlier incarnation of this node")) !== "failed") gone.push(key);
+    }
+    this.#earlier = earlier.filter((key) => !gone.includes(key));
+    if (gone.length > 0 && !state.admitted && held_by !== state.key) {
+      const anew = await this.registerAnew(pr);
+      if (anew !== null) return anew;
     }
 
     // 2. Nobody has it: the target decides who is first.
@@ -268,6 +277,28 @@ export class Startup {
     if (left || own_old)
       return this.preemptHolder(held_by, header, left ? "it has left" : "our own earlier mount");
     return this.follow(header, false);
+  }
+
+  /** Of a list of keys those of our node's earlier incarnations. */
+  private earlierKeys(keys: readonly bigint[]): bigint[] {
+    return [...new Set(keys)].filter((key) => keyNode(key) === this.state.self && key !== this.state.key);
+  }
+
+  /**
+   * To Linux's target (LIO) a port is unregistered when any of its registrations goes: after a reboot that of our earlier nexus,
+   * if the initiator has a new one. Our key is still listed, but PREEMPT and writes are refused until we register anew. Null: done.
+   */
+  private async registerAnew(pr: PrPort): Promise<TryOutcome | null> {
+    const { state } = this;
+    const before = await pr.unregister(state.key);
+    state.alive();
+    const after = await pr.register(state.key);
+    state.alive();
+    if (after.kind !== "ok") return { again: `REGISTER fails: ${describe(after)}` };
+    state.log("info", "registered anew: a key of an earlier incarnation of this node has gone", {
+      unregister: before.kind,
+    });
+    return null;
   }
 
   /** fence=none: the header and the heartbeats are all there is. Two nodes may both win; for tests only. */
@@ -364,13 +395,18 @@ export class Startup {
     const { state } = this;
     const now = state.now();
     const again = { again: `key ${hexKey(key)} holds the reservation, and ${why}` };
+    const since = this.#keySince.get(key) ?? now;
+    this.#keySince.set(key, since);
+    const patient = now - since >= 0.75 * state.timings.startupMs;
     if (keyNode(key) === state.self) {
-      // Our own earlier mount died before it had written a header; checkTwins() found no life in it.
+      // Our own earlier mount died before it had written a header; checkTwins() found no life in it. If there is one, and we cannot
+      // read it, members of its view may live, who take the reservation if they do.
+      await this.readHeartbeats();
+      if (this.#watch.anyMoved(state.timings.nodeTimeoutMs, state.now()) || (!sound && !patient))
+        return again;
       return (await fenceKey(state, key, "our own earlier mount")) === "fenced" ? this.becomeHolder() : again;
     }
     state.ports.net.query();
-    const since = this.#keySince.get(key) ?? now;
-    this.#keySince.set(key, since);
     const heard = this.#heard.get(keyNode(key));
     if (heard !== undefined && heard.incarnation === keyIncarnation(key)) {
       this.#keySince.set(key, now);
@@ -379,7 +415,7 @@ export class Startup {
     await this.readHeartbeats();
     // A damaged header hides who the members are; not whether somebody lives.
     if (!sound || this.#watch.anyMoved(state.timings.nodeTimeoutMs, state.now())) return again;
-    if (now - since < 0.75 * state.timings.startupMs) return again;
+    if (!patient) return again;
     state.log("warn", "the holder has shown no sign of life since it reserved: preempting it", {
       key: hexKey(key),
       ms: now - since,
@@ -507,10 +543,13 @@ export class Startup {
     if (up === null)
       return `no connection to holder ${hexNode(holder.node)} at ${record.address}:${record.port}`;
     if (state.role === Role.NONE) await this.changeRole(Role.MEMBER, holder.node);
-    if (!(await this.keyIsThere())) {
+    const keys = await this.readKeys();
+    if (!keys.includes(state.key) && state.ports.pr !== null) {
       if (state.admitted) throw evicted(state);
       return "our key was preempted by the new holder; registering again";
     }
+    if (!state.admitted && this.#earlier.some((key) => !keys.includes(key)))
+      return "a key of an earlier incarnation of this node has gone; registering anew";
     participant.joinTarget = holder.node;
     this.#refusal = null;
     const generation = state.generation(holder.node);
@@ -543,12 +582,13 @@ export class Startup {
     return refusal;
   }
 
-  private async keyIsThere(): Promise<boolean> {
+  /** Empty when there are none, or they cannot be read. */
+  private async readKeys(): Promise<readonly bigint[]> {
     const { state } = this;
-    if (state.ports.pr === null) return true;
+    if (state.ports.pr === null) return [];
     const keys = await state.ports.pr.readKeys();
     state.alive();
-    return keys.kind === "ok" && keys.keys.includes(state.key);
+    return keys.kind === "ok" ? keys.keys : [];
   }
 
   private async changeRole(role: Role, holder: number): Promise<void> {

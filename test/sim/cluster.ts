@@ -31,7 +31,7 @@ import { type FilesMistake, Volume, type Way } from "./files.js";
 import { Host } from "./host.js";
 import { checkCommitted } from "./locks.js";
 import { Network } from "./network.js";
-import { named, PrTarget, Random, SharedDisk, Timeline, Violation } from "./world.js";
+import { type NexusKind, named, PrTarget, Random, SharedDisk, Timeline, Violation } from "./world.js";
 
 export interface ClusterOptions {
   readonly seed: number;
@@ -44,6 +44,8 @@ export interface ClusterOptions {
   readonly timings?: Timings;
   /** none: no keys, so what rests on them is not checked. */
   readonly fence?: "scsi" | "none";
+  /** Left out: "kept". */
+  readonly nexus?: NexusKind;
   /** 0 silent, 1 story, 2 with messages. */
   readonly verbose?: number;
 }
@@ -87,7 +89,7 @@ export class Cluster {
     this.volume = new Volume(this);
     this.verbose = options.verbose ?? 0;
     this.fence = options.fence ?? "scsi";
-    this.target = new PrTarget(this.random.chance(0.5));
+    this.target = new PrTarget(this.random.chance(0.5), options.nexus === "new, by port");
     this.network = new Network(this);
     const timings = options.timings ?? TIMINGS_DEFAULT;
     checkTimings(timings);

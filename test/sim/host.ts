@@ -129,7 +129,8 @@ export class Host {
     readonly epoch: bigint;
     readonly locks: readonly { readonly id: bigint; readonly mode: number; readonly ino: bigint }[];
   } | null = null;
-  readonly nexus: string;
+  nexus: string;
+  #boots = 0;
   readonly uuid: string;
   #nextRequest = 1n;
 
@@ -147,7 +148,7 @@ export class Host {
   }
 
   get name(): string {
-    return this.nexus;
+    return `host${this.index}`;
   }
   get key(): bigint {
     return prKey(this.node, this.kernel.incarnation);
@@ -233,6 +234,8 @@ export class Host {
     if (this.powered) return;
     this.story("power on");
     this.powered = true;
+    this.#boots++;
+    if ((this.cluster.options.nexus ?? "kept") !== "kept") this.nexus = `${this.name}.${this.#boots}`;
     this.clockAhead = this.cluster.random.int(-900_000, 1_000_000_000);
     this.frozenUntil = 0;
     this.diskLostUntil = 0;

@@ -4,6 +4,7 @@
  *   npm run sim -- --seed N [--messages] [--mistake NAME]             replays one seed and tells its story
  *   npm run sim -- --seeds K [--from S] [--jobs J] [--mistake NAME]   a campaign; ends with one line of figures
  *   ... --from random                                                 a range that nobody has tried; it is printed
+ *   ... --nexus new|"new, by port"                                    initiators come back as another nexus (world.ts)
  * Exit status 1 when a rule was broken; the line names the seed that replays it.
  *
  * A campaign is run by one thread a processor, in portions: which thread plays a seed changes nothing about it.
@@ -16,6 +17,7 @@ import type { Mistake } from "../../src/cluster/state.js";
 import type { PersistMistake } from "../../src/disk/lock_persister.js";
 import type { FilesMistake } from "./files.js";
 import { runSeed, type ScenarioOptions, SITUATIONS } from "./scenario.js";
+import { NEXUS_KINDS } from "./world.js";
 
 const PORTION = 10;
 const BROKEN_MAX = 20;
@@ -77,7 +79,7 @@ function number(name: string, otherwise: number): number {
 /** One thread of a campaign: asks for portions until there is none. */
 function thread(next: () => Portion | null, take: (figures: Figures) => void): Promise<void> {
   return new Promise((resolve, reject) => {
-    const worker = new Worker(fileURLToPath(import.meta.url));
+    const worker = new Worker(fileURLToPath(import.meta.url), { argv: process.argv.slice(2) });
     const feed = (): void => {
       const portion = next();
       if (portion === null) worker.terminate().then(() => resolve(), reject);
@@ -95,7 +97,11 @@ function thread(next: () => Portion | null, take: (figures: Figures) => void): P
 /** A name is one of the core's mistakes, the lock records' or the kernels'; who does not know it passes it over. */
 function planted(mistakes: ReadonlySet<Mistake>): ScenarioOptions {
   const names = mistakes as ReadonlySet<string>;
+  const nexus = NEXUS_KINDS.find((kind) => kind === (argument("nexus") ?? "kept"));
+  if (nexus === undefined)
+    throw new Error(`--nexus ${argument("nexus")}: expected ${NEXUS_KINDS.join(" | ")}`);
   return {
+    nexus,
     mistakes,
     persistMistakes: names as ReadonlySet<PersistMistake>,
     filesMistakes: names as ReadonlySet<FilesMistake>,

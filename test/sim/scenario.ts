@@ -11,6 +11,7 @@ import type { PersistMistake } from "../../src/disk/lock_persister.js";
 import { Cluster } from "./cluster.js";
 import { type FilesMistake, PATIENCE_MS, type Way } from "./files.js";
 import type { Host } from "./host.js";
+import type { NexusKind } from "./world.js";
 
 export interface Report {
   readonly seed: number;
@@ -32,6 +33,7 @@ export interface ScenarioOptions {
   readonly mistakes?: ReadonlySet<Mistake>;
   readonly persistMistakes?: ReadonlySet<PersistMistake>;
   readonly filesMistakes?: ReadonlySet<FilesMistake>;
+  readonly nexus?: NexusKind;
   readonly verbose?: number;
   /** Random actions between the start and the quiet end. */
   readonly actionCount?: number;
@@ -51,6 +53,7 @@ export async function runSeed(seed: number, options: ScenarioOptions = {}): Prom
     ...(options.mistakes === undefined ? {} : { mistakes: options.mistakes }),
     ...(options.persistMistakes === undefined ? {} : { persistMistakes: options.persistMistakes }),
     ...(options.filesMistakes === undefined ? {} : { filesMistakes: options.filesMistakes }),
+    ...(options.nexus === undefined ? {} : { nexus: options.nexus }),
     ...filesOf(seed),
     verbose: options.verbose ?? 0,
   });

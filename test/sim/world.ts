@@ -146,19 +146,45 @@ export function named(what: string): string {
 /** A broken rule: what every check throws or reports. */
 export class Violation extends Error {}
 
-/** SPC-4 persistent reservations of type 5 with one nexus per host. */
+/**
+ * How a host's nexus outlives its reboot: "kept"; "new", another one each time (QEMU's initiator); "new, by port", the same at a
+ * target that keeps one mark for all of a port's nexuses (LIO): set when one registers, gone when any of them loses its registration. Who
+ * lacks it is unregistered to the target, and so is another nexus of the port that has the reservation.
+ */
+export const NEXUS_KINDS = ["kept", "new", "new, by port"] as const;
+export type NexusKind = (typeof NEXUS_KINDS)[number];
+
+const portOf = (nexus: string): string => nexus.split(".")[0] ?? "";
+
+/** SPC-4 persistent reservations of type 5. A nexus is named PORT or PORT.NUMBER. */
 export class PrTarget {
   readonly keys = new Map<string, bigint>();
+  readonly #marked = new Set<string>();
   reservation: { nexus: string; key: bigint } | null = null;
   /** Keys that were preempted at some time. */
   readonly preempted = new Set<bigint>();
   generation = 0;
-  constructor(readonly lacksAbort: boolean) {}
+  constructor(
+    readonly lacksAbort: boolean,
+    readonly byPort = false,
+  ) {}
 
   mayWrite(nexus: string): boolean {
-    return this.reservation === null || this.keys.has(nexus);
+    return this.reservation === null || this.counts(nexus);
+  }
+  /** Registered, as the target sees it. */
+  private counts(nexus: string): boolean {
+    if (!this.keys.has(nexus) || !this.byPort) return this.keys.has(nexus);
+    const holder = this.reservation?.nexus ?? "";
+    if (holder === nexus) return true;
+    return portOf(holder) !== portOf(nexus) && this.#marked.has(portOf(nexus));
+  }
+  private remove(nexus: string): void {
+    this.keys.delete(nexus);
+    this.#marked.delete(portOf(nexus));
   }
   register(nexus: string, key: bigint): void {
+    if (!this.keys.has(nexus)) this.#marked.add(portOf(nexus));
     if (this.reservation?.nexus === nexus) this.reservation = { nexus, key };
     this.keys.set(nexus, key);
     this.generation++;
@@ -177,7 +203,7 @@ export class PrTarget {
   }
   unregister(nexus: string, key: bigint): boolean {
     if (this.keys.get(nexus) !== key) return false;
-    this.keys.delete(nexus);
+    this.remove(nexus);
     this.generation++;
     if (this.reservation?.nexus === nexus) this.reservation = null;
     return true;
@@ -195,8 +221,9 @@ export class PrTarget {
   }
   preempt(nexus: string, key: bigint, victim: bigint): boolean {
     if (this.keys.get(nexus) !== key || ![...this.keys.values()].includes(victim)) return false;
+    if (this.reservation !== null && !this.counts(nexus)) return false;
     const takes = this.reservation?.key === victim;
-    for (const [other, its] of [...this.keys]) if (its === victim && other !== nexus) this.keys.delete(other);
+    for (const [other, its] of [...this.keys]) if (its === victim && other !== nexus) this.remove(other);
     this.preempted.add(victim);
     this.generation++;
     if (takes) this.reservation = { nexus, key };

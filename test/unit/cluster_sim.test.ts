@@ -35,6 +35,19 @@ test(`${SEEDS} seeds of mounts, faults and unmounts break no rule and end with e
   assert.ok(commits > 5 * SEEDS, `only ${commits} view commits: the scenarios do not do anything`);
 });
 
+test("initiators that come back from a reboot as another nexus break no rule either", async () => {
+  for (const nexus of ["new", "new, by port"] as const) {
+    for (let seed = 51; seed <= 90; seed++) {
+      const { violation, story } = await runSeed(seed, { nexus });
+      assert.is(
+        violation,
+        null,
+        `nexus ${nexus}, seed ${seed}: ${violation}\n${story.slice(-30).join("\n")}`,
+      );
+    }
+  }
+});
+
 test("the same seed gives the same story, to the letter", async () => {
   const first = await runSeed(17);
   const second = await runSeed(17);

@@ -37,7 +37,7 @@ test(`${SEEDS} seeds of mounts, faults and unmounts break no rule and end with e
 
 test("initiators that come back from a reboot as another nexus break no rule either", async () => {
   for (const nexus of ["new", "new, by port"] as const) {
-    for (let seed = 51; seed <= 90; seed++) {
+    for (let seed = 51; seed <= 89; seed += 2) {
       const { violation, story } = await runSeed(seed, { nexus });
       assert.is(
         violation,

@@ -141,6 +141,8 @@ struct mxfs_lock_ops {
 	bool (*idle)(struct mxfs_lock *lk);
 	/* Whether nothing has to be written before it goes from EX to PR but the log. No function: no. Must not sleep. */
 	bool (*clean)(struct mxfs_lock *lk);
+	/* Whether it could go altogether at the cost of one answer, should it be wanted again. Wherever `clean` is. Must not sleep. */
+	bool (*bare)(struct mxfs_lock *lk);
 	/*
 	 * How long, in jiffies, a use that has just ended may be followed by another one in spite of a BAST, because
 	 * the two are parts of one thing (a fault and its page_mkwrite). 0, or no function: not at all. Must not sleep.
@@ -663,6 +665,7 @@ enum mxfs_counter {
 	MXFS_COUNT_AHEAD_MAP,	/* files whose first extent came with them */
 	MXFS_COUNT_AHEAD_GIVEN,	/* locks that had come ahead and were given up unused, since another one of the directory was wanted elsewhere */
 	MXFS_COUNT_COVER_LOWERED, /* covered locks told as PR, since who wants the directory will want to read them */
+	MXFS_COUNT_COVER_DROPPED, /* and those given up instead, never told */
 	MXFS_COUNT_MAX,
 };
 extern const char *const mxfs_counter_names[MXFS_COUNT_MAX]; /* mxfs_main.c */

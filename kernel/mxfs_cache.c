@@ -218,12 +218,21 @@ static bool mxfs_inode_is_clean(struct mxfs_lock *lk)
 	       !READ_ONCE(map->unflushed);
 }
 
+/* Nothing is lost with the lock but what one answer brings back. */
+static bool mxfs_inode_is_bare(struct mxfs_lock *lk)
+{
+	struct inode *inode = lk->owner;
+
+	return !inode->i_mapping->nrpages && (!S_ISREG(inode->i_mode) || !i_size_read(inode));
+}
+
 const struct mxfs_lock_ops mxfs_inode_lock_ops = {
 	.demote = mxfs_inode_demote,
 	.get = mxfs_inode_pin,
 	.put = mxfs_inode_unpin,
 	.idle = mxfs_inode_idle,
 	.clean = mxfs_inode_is_clean,
+	.bare = mxfs_inode_is_bare,
 	.hold = mxfs_inode_hold,
 };
 

@@ -615,24 +615,27 @@ static bool mxfs_cover_ask(struct mxfs_lock *lk, struct mxfs_lock_item *item)
 static void mxfs_lock_demote(struct mxfs_lock *lk);
 
 /*
- * Who wants to read the directory will want to read what is in it: a covered lock in EX that nobody uses, with nothing to be
- * written but the log, is told as PR, and need not be recalled then; unless it is so young, and among the last ones, that its maker will
- * rename, write or remove it next, as where two nodes work in one directory. What was changed under it is the cover's business, before whose
- * EX is given up it becomes durable. The owner is pinned.
+ * Who wants to read the directory will want to read what is in it: a covered lock that nobody uses, with nothing to be
+ * written but the log, is not told as EX, which would have to be recalled then; unless it is so young, and among the last ones, that its maker will
+ * rename, write or remove it next, as where two nodes work in one directory. With data in the cache it is told as PR. Without it is given up and
+ * not told at all: what its maker may want to know of it later costs him no more to ask for than it costs to tell now, and mostly he does not ask. What
+ * was changed under it is the cover's business, before whose EX is given up it becomes durable. The owner is pinned.
  */
 static void mxfs_cover_lower(struct mxfs_lock *lk, bool recent)
 {
 	struct mxfs_lockspace *ls = lk->sbi->ls;
-	bool lower;
+	bool lower, bare;
 	u64 of;
 
 	spin_lock(&lk->spin);
-	lower = (lk->flags & ~MXFS_LF_WORK) == MXFS_LF_COVERED && lk->mode == MXFS_MODE_EX && lk->want == MXFS_MODE_NL &&
+	lower = (lk->flags & ~MXFS_LF_WORK) == MXFS_LF_COVERED && mxfs_mode_covers[lk->mode][MXFS_MODE_PR] && lk->want == MXFS_MODE_NL &&
 		(!recent || time_after(jiffies, lk->granted_at + MXFS_NEWBORN_BUSY)) && lk->bast == MXFS_MODE_NL && !lk->credits &&
 		!mxfs_lock_users_above(lk, MXFS_MODE_PR) && lk->ops->clean &&
 		lk->ops->clean(lk) && list_empty(&lk->covered) && list_empty(&lk->telling);
+	bare = lower && !mxfs_lock_users_above(lk, MXFS_MODE_NL) && lk->ops->bare(lk);
+	lower = bare || (lower && lk->mode == MXFS_MODE_EX);
 	if (lower)
-		WRITE_ONCE(lk->bast, MXFS_MODE_PR);
+		WRITE_ONCE(lk->bast, bare ? MXFS_MODE_EX : MXFS_MODE_PR);
 	spin_unlock(&lk->spin);
 	if (!lower)
 		return;
@@ -646,7 +649,7 @@ static void mxfs_cover_lower(struct mxfs_lock *lk, bool recent)
 		mxfs_lock_set_unused(lk, of);
 	}
 	spin_unlock(&lk->spin);
-	mxfs_count(lk->sbi, MXFS_COUNT_COVER_LOWERED);
+	mxfs_count(lk->sbi, bare ? MXFS_COUNT_COVER_DROPPED : MXFS_COUNT_COVER_LOWERED);
 }
 
 /* Under cover_spin. The list is in the order of birth, but for those that could not be asked for. */

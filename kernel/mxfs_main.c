@@ -62,6 +62,7 @@ const char *const mxfs_counter_names[MXFS_COUNT_MAX] = {
 	[MXFS_COUNT_AHEAD_MAP] = "ahead_map",
 	[MXFS_COUNT_AHEAD_GIVEN] = "ahead_given",
 	[MXFS_COUNT_COVER_LOWERED] = "cover_lowered",
+	[MXFS_COUNT_COVER_DROPPED] = "cover_dropped",
 };
 
 static int __init mxfs_init(void)

@@ -16,6 +16,9 @@
  *
  * On the holder itself only locks are messages: steps 1 and 2 alone.
  *
+ * When a portion has been used up, the next one is followed by the names and the requests for locks of that behind it, before the attributes
+ * are fetched: its locks are granted while this one is being used.
+ *
  * Portions begin with MXFS_AHEAD_FIRST names (MXFS_AHEAD_FIRST_LUCKY if the last one was of use) and grow to MXFS_NAMES_MAX.
  * One that does not have what was missed in it was of no use; after MXFS_AHEAD_USELESS of them in a row the directory is left alone for MXFS_AHEAD_PAUSE_MS. Names of files that the holder
  * has open for writing come without their locks. One process of a node fetches for a directory at a time; others go their own way.
@@ -43,6 +46,7 @@
 #define MXFS_AHEAD_FIRST_LUCKY 256
 #define MXFS_AHEAD_GROWTH 8
 #define MXFS_AHEAD_USELESS 2
+#define MXFS_AHEAD_LEFT 4 /* a portion of which no more than this part is left is used up */
 #define MXFS_AHEAD_PAUSE_MS 2000
 #define MXFS_AHEAD_BUSY HZ	  /* jiffies: a directory that is lost to other nodes again so soon is left alone as well */
 #define MXFS_AHEAD_WAIT_MS 2000  /* for the next grant, */
@@ -55,8 +59,22 @@ static unsigned int ahead_max = MXFS_NAMES_MAX;
 module_param(ahead_max, uint, 0644);
 MODULE_PARM_DESC(ahead_max, "most names of a directory that are fetched at once for lookups to come (default and limit: 512; 0: none)");
 
+static bool ahead_overlap = true;
+module_param(ahead_overlap, bool, 0644);
+MODULE_PARM_DESC(ahead_overlap, "whether locks of the names behind a portion are asked for before it is used, where the one before was used up (default: Y)");
+
+/* Names as the back end has given them. */
+struct ahead_list {
+	struct mxfs_dirent_sink sink; /* no buffer: none */
+	u64 cookie;	     /* where they begin */
+	unsigned long token; /* of the directory then, */
+	u64 changes;	     /* and how often this node had changed it */
+};
+
 struct mxfs_ahead {
-	struct mutex mutex; /* whoever fetches */
+	struct mutex mutex; /* whoever fetches; next */
+	struct ahead_list next; /* the portion to come, whose locks have been asked for */
+	u32 next_max;
 	spinlock_t lock;    /* everything below */
 	unsigned long token; /* of the directory's names; of another one all is void */
 	DECLARE_HASHTABLE(names, MXFS_AHEAD_HASH_BITS);
@@ -65,6 +83,7 @@ struct mxfs_ahead {
 	u64 missed;  /* the inode that was missed last: looking at one again and again is no reason to fetch others */
 	u64 changes; /* by this node's own operations: rises with each */
 	u32 portion;
+	u32 added;  /* names that the last one has brought */
 	u64 cookie; /* where the next portion begins */
 	bool eof;
 	unsigned long pause_until; /* jiffies; 0: no pause */
@@ -88,9 +107,7 @@ struct ahead_child {
 };
 
 struct ahead_portion {
-	void *names;
-	unsigned long token; /* of the directory then, */
-	u64 changes;	     /* and how often this node had changed it */
+	struct ahead_list list;
 	struct ahead_child children[MXFS_NAMES_MAX];
 	unsigned int count;
 	struct mxfs_handle handles[MXFS_NAMES_MAX];
@@ -121,6 +138,16 @@ static void ahead_drop_names(struct mxfs_sb_info *sbi, struct mxfs_ahead *a)
 	a->count = 0;
 }
 
+/* Under a->mutex, or at the end. */
+static void ahead_drop_next(struct mxfs_sb_info *sbi, struct mxfs_ahead *a)
+{
+	if (!a->next.sink.buf)
+		return;
+	kvfree(a->next.sink.buf);
+	a->next.sink.buf = NULL;
+	atomic_sub(a->next_max, &sbi->ahead_names);
+}
+
 /* All that is known was of another state of the directory. */
 static void ahead_restart(struct mxfs_sb_info *sbi, struct mxfs_ahead *a, unsigned long token)
 {
@@ -130,6 +157,7 @@ static void ahead_restart(struct mxfs_sb_info *sbi, struct mxfs_ahead *a, unsign
 	a->missed = 0;
 	a->useless = 0;
 	a->portion = READ_ONCE(sbi->ahead_lucky) ? MXFS_AHEAD_FIRST_LUCKY : MXFS_AHEAD_FIRST;
+	a->added = 0;
 	a->cookie = 0;
 	a->eof = false;
 	a->pause_until = 0;
@@ -292,6 +320,7 @@ void mxfs_ahead_destroy(struct inode *dir)
 	if (!a)
 		return;
 	ahead_drop_names(mxfs_inode_sbi(dir), a);
+	ahead_drop_next(mxfs_inode_sbi(dir), a);
 	MXFS_VN(dir)->ahead = NULL;
 	kfree(a);
 }
@@ -343,7 +372,7 @@ static bool ahead_take(struct inode *dir, struct mxfs_ahead *a, struct ahead_por
 		n->len = len;
 		memcpy(n->name, entry + 1, len);
 		spin_lock(&a->lock);
-		if (a->token == portion->token && a->changes == portion->changes)
+		if (a->token == portion->list.token && a->changes == portion->list.changes)
 			ahead_add(mxfs_inode_sbi(dir), a, n);
 		else
 			kfree(n);
@@ -420,24 +449,26 @@ static void ahead_attrs(struct mxfs_sb_info *sbi, struct ahead_portion *portion)
 	mxfs_gate_leave(sbi);
 }
 
-/* Step 1. 0: the names are in the sink. */
-static int ahead_names(struct inode *dir, struct mxfs_ahead *a, u64 cookie, u32 max, struct ahead_portion *portion,
-		       struct mxfs_dirent_sink *sink)
+/* Step 1. 0: the names are there; the caller's buffer in any case. */
+static int ahead_names(struct inode *dir, struct mxfs_ahead *a, u64 cookie, u32 max, struct ahead_list *list)
 {
 	struct mxfs_sb_info *sbi = mxfs_inode_sbi(dir);
 	struct mxfs_inode *di = MXFS_I(dir);
+	struct mxfs_dirent_sink *sink = &list->sink;
 	int err;
 
+	memset(list, 0, sizeof(*list));
+	list->cookie = cookie;
 	sink->size = (size_t)max * MXFS_NAMES_BYTES;
-	portion->names = sink->buf = kvmalloc(sink->size, GFP_KERNEL | __GFP_NOWARN);
+	sink->buf = kvmalloc(sink->size, GFP_KERNEL | __GFP_NOWARN);
 	if (!sink->buf)
 		return -ENOMEM;
 	err = mxfs_op_begin(sbi, &di->lock, MXFS_MODE_PR);
 	if (err)
 		return err;
-	portion->token = mxfs_names_token(dir);
+	list->token = mxfs_names_token(dir);
 	spin_lock(&a->lock);
-	portion->changes = a->changes;
+	list->changes = a->changes;
 	spin_unlock(&a->lock);
 	err = sbi->be->names(sbi, &di->fh, cookie, max, sink);
 	mxfs_op_end(sbi, &di->lock, MXFS_MODE_PR);
@@ -447,18 +478,77 @@ static int ahead_names(struct inode *dir, struct mxfs_ahead *a, u64 cookie, u32 
 	return mxfs_fsop_check_names(sink->buf, sink->used);
 }
 
+/* Step 1 was done with the portion before, and nothing has changed since: as if it were done now. */
+static bool ahead_names_there(struct inode *dir, struct mxfs_ahead *a, u64 cookie, struct ahead_list *list)
+{
+	struct mxfs_sb_info *sbi = mxfs_inode_sbi(dir);
+	bool there;
+
+	if (!a->next.sink.buf)
+		return false;
+	spin_lock(&a->lock);
+	there = a->next.cookie == cookie && a->next.token == mxfs_names_token(dir) && a->next.changes == a->changes;
+	spin_unlock(&a->lock);
+	if (!there) {
+		ahead_drop_next(sbi, a);
+		return false;
+	}
+	*list = a->next;
+	a->next.sink.buf = NULL;
+	atomic_sub(a->next_max, &sbi->ahead_names);
+	return true;
+}
+
+/*
+ * Names and locks of the portion behind `list`, while attributes of that one are fetched and it is used up. The locks are asked for and not
+ * waited for; inodes are not pinned: one that goes takes its request along.
+ */
+static void ahead_begin_next(struct inode *dir, struct mxfs_ahead *a, const struct ahead_list *list)
+{
+	u32 max = min3(2 * a->portion, READ_ONCE(ahead_max), (u32)MXFS_NAMES_MAX);
+	struct mxfs_sb_info *sbi = mxfs_inode_sbi(dir);
+	const struct mxfs_wire_name *entry;
+	struct mxfs_attr attr = { .nlink = 1 };
+	struct inode *inode;
+	size_t at;
+
+	if (!READ_ONCE(ahead_overlap) || list->sink.eof || a->next.sink.buf || !max || atomic_read(&sbi->ahead_names) + max > MXFS_AHEAD_MOUNT_MAX ||
+	    !mxfs_lock_ask_room(sbi, max))
+		return;
+	if (ahead_names(dir, a, list->sink.next, max, &a->next)) {
+		kvfree(a->next.sink.buf);
+		a->next.sink.buf = NULL;
+		return;
+	}
+	a->next_max = max;
+	atomic_add(max, &sbi->ahead_names);
+	for (at = 0; at < a->next.sink.used; at += le16_to_cpu(entry->reclen)) {
+		entry = a->next.sink.buf + at;
+		attr.mode = le32_to_cpu(entry->mode) & S_IFMT;
+		if ((!S_ISREG(attr.mode) && !S_ISDIR(attr.mode) && !S_ISLNK(attr.mode)) || le32_to_cpu(entry->flags) & MXFS_NAME_BUSY)
+			continue;
+		mxfs_fsop_get_handle(&attr.fh, &entry->handle);
+		inode = mxfs_iget(dir->i_sb, &attr);
+		if (IS_ERR(inode))
+			continue;
+		mxfs_lock_ask_ahead(&MXFS_I(inode)->lock, MXFS_MODE_PR, MXFS_I(dir)->fh.ino);
+		iput(inode);
+	}
+	mxfs_lock_ask_flush(sbi);
+}
+
 /* What became of a portion. */
-static void ahead_judge(struct mxfs_ahead *a, unsigned long token, const struct mxfs_dirent_sink *sink,
-			const struct inode *wanted, bool useful, int err)
+static void ahead_judge(struct mxfs_ahead *a, const struct ahead_list *list, const struct inode *wanted, bool useful, u32 added, int err)
 {
 	spin_lock(&a->lock);
-	if (a->token == token || err) {
+	if (a->token == list->token || err) {
 		if (wanted)
 			a->missed = wanted->i_ino;
 		a->useless = useful ? 0 : a->useless + 1;
 		a->portion = min_t(u32, a->portion * MXFS_AHEAD_GROWTH, MXFS_NAMES_MAX);
-		a->cookie = sink->next;
-		a->eof = sink->eof;
+		a->added = added;
+		a->cookie = list->sink.next;
+		a->eof = list->sink.eof;
 		if (err || a->useless >= MXFS_AHEAD_USELESS)
 			a->pause_until = (jiffies + msecs_to_jiffies(MXFS_AHEAD_PAUSE_MS)) | 1;
 	}
@@ -472,29 +562,38 @@ static void ahead_fetch(struct inode *dir, struct mxfs_ahead *a, u64 cookie, u32
 	struct mxfs_sb_info *sbi = mxfs_inode_sbi(dir);
 	struct ahead_portion *portion = kvzalloc(sizeof(*portion), GFP_KERNEL | __GFP_NOWARN);
 	const struct mxfs_wire_name *entry;
-	struct mxfs_dirent_sink sink = {};
-	bool useful = false;
+	bool useful = false, used_up;
+	struct ahead_list *list;
+	u32 added = 0;
 	size_t at;
 	int err;
 
 	if (!portion)
 		return;
-	err = ahead_names(dir, a, cookie, max, portion, &sink);
+	list = &portion->list;
+	spin_lock(&a->lock);
+	/* The one before was for somebody who goes through all of it. */
+	used_up = name && a->added && a->count <= a->added / MXFS_AHEAD_LEFT;
+	spin_unlock(&a->lock);
+	err = ahead_names_there(dir, a, cookie, list) ? 0 : ahead_names(dir, a, cookie, max, list);
 	if (!err) {
 		mxfs_count(sbi, MXFS_COUNT_AHEAD_FETCH);
-		for (at = 0; at < sink.used && portion->count < MXFS_NAMES_MAX; at += le16_to_cpu(entry->reclen)) {
-			entry = sink.buf + at;
+		for (at = 0; at < list->sink.used && portion->count < MXFS_NAMES_MAX; at += le16_to_cpu(entry->reclen)) {
+			entry = list->sink.buf + at;
 			if (ahead_take(dir, a, portion, entry, name, wanted))
 				useful = true;
+			added++;
 		}
 		ahead_lock(sbi, portion, MXFS_I(dir)->fh.ino);
+		if (useful && used_up)
+			ahead_begin_next(dir, a, list);
 		ahead_attrs(sbi, portion);
 		while (portion->count)
 			iput(portion->children[--portion->count].inode);
 	}
 	WRITE_ONCE(sbi->ahead_lucky, useful);
-	ahead_judge(a, portion->token, &sink, wanted, useful, err);
-	kvfree(portion->names);
+	ahead_judge(a, list, wanted, useful, added, err);
+	kvfree(list->sink.buf);
 	kvfree(portion);
 }
 

@@ -115,7 +115,8 @@ suite.proves(
         await volume.work(there, ["tree-check", deep, count, here]);
       });
       assert.ok(by("covered") >= count, `${by("covered")} covered`);
-      assert.ok(by("cover_told") >= count, `${by("cover_told")} told`);
+      const untold = by("cover_dropped");
+      assert.ok(by("cover_told") + untold >= count, `${by("cover_told")} told, ${untold} given up untold`);
       // In batches: a message has room for 256.
       assert.ok(by("lock_batches") < by("lock_items"), `${by("lock_batches")} messages`);
       await volume.work(here, ["tree-check", deep, count, here]);

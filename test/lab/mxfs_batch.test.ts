@@ -82,7 +82,10 @@ suite.proves(
       assert.ok(lowered("cover_dropped") >= 290, `${lowered("cover_dropped")} given up untold`);
       assert.ok(lowered("cover_told") < 20, `${lowered("cover_told")} told`);
       // What has data in the cache keeps it.
-      await lab.run(holder, `mkdir ${dir}/full; cd ${dir}/full; for i in 1 2 3 4; do for j in 1 2 3 4 5; do echo $i >$i$j; done; done`);
+      await lab.run(
+        holder,
+        `mkdir ${dir}/full; cd ${dir}/full; for i in 1 2 3 4; do for j in 1 2 3 4 5; do echo $i >$i$j; done; done`,
+      );
       const kept = await suite.volume.moved(holder, () => lab.run(member, `ls -l ${dir}/full | wc -l`));
       assert.ok(kept("cover_lowered") >= 12, `${kept("cover_lowered")} told as PR`);
     });

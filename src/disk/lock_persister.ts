@@ -171,13 +171,16 @@ export class LockPersister {
     }
     this.#unrecorded = [];
     if (this.#mistakes.has("rebuild-without-records")) return { kind: "ok" };
-    const { stripeCount } = this.engine.table;
+    const { table } = this.engine;
+    const end = table.stripeCount;
     const batch: Promise<RecordWriteOutcome | { readonly kind: "void" }>[] = [];
-    for (let stripe = 0; stripe < stripeCount; stripe++) {
-      for (const { resource, node, lockId, mode } of this.engine.heldIn(stripe, this.modes)) {
+    for (let stripe = 0; stripe < end; stripe++) {
+      stripe = table.nextBusy(stripe);
+      const held = stripe < end ? this.engine.heldIn(stripe, this.modes) : [];
+      for (const { resource, node, lockId, mode } of held) {
         batch.push(this.record(this.lockOf(resource, node, lockId, mode)));
       }
-      if (batch.length < REBUILD_BATCH && stripe + 1 < stripeCount) continue;
+      if (batch.length < REBUILD_BATCH && stripe + 1 < end) continue;
       for (const outcome of await Promise.all(batch.splice(0))) if (outcome.kind !== "ok") return outcome;
       if (this.#epoch !== epoch) return { kind: "void" };
     }

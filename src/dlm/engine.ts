@@ -1066,7 +1066,7 @@ export class LockEngine {
     try {
       Atomics.store(words, CTL.STATE, TABLE_STATE.CHANGING);
       // Whoever is inside a stripe finishes; whoever comes later sees CHANGING, and leaves everything alone.
-      for (let stripe = 0; stripe < table.stripeCount; stripe++) table.locked(stripe, () => undefined);
+      table.passAll();
       table.forgetAll();
       sorted.forEach((node, index) => {
         words[VIEW_AT + index] = node | 0;
@@ -1088,7 +1088,9 @@ export class LockEngine {
    */
   resume(epoch: bigint, out: Outbox, onBatch?: () => void): void {
     this.serve(epoch);
-    for (let stripe = 0; stripe < this.table.stripeCount; stripe++) {
+    const { table } = this;
+    const end = table.stripeCount;
+    for (let stripe = table.nextBusy(0); stripe < end; stripe = table.nextBusy(stripe + 1)) {
       this.wakeStripe(stripe, epoch, out);
       if (onBatch !== undefined && out.count >= BATCH_COUNT) onBatch();
     }
@@ -1152,8 +1154,10 @@ export class LockEngine {
    * @param onBatch as for `resume`. @returns how many locks.
    */
   purgeNode(node: number, out: Outbox, onBatch?: () => void): number {
+    const { table } = this;
+    const end = table.stripeCount;
     let count = 0;
-    for (let stripe = 0; stripe < this.table.stripeCount; stripe++) {
+    for (let stripe = table.nextBusy(0); stripe < end; stripe = table.nextBusy(stripe + 1)) {
       count += this.purgeStripe(stripe, node, out);
       if (onBatch !== undefined && out.count >= BATCH_COUNT) onBatch();
     }

@@ -10,8 +10,8 @@
  *                                           the free records that it keeps (KEPT_*)
  *   desks_at     desks                      (THREAD_COUNT_MAX + 1) * 2816: a thread's messages in hand (DESK)
  *   program_at   program                    2048: what wasm_path.ts wrote, for all threads
- *   stripes_at   stripe locks               stripe_count * 16 (a cache line each)
- *   buckets_at   hash buckets               bucket_count: the first resource, 0 = none
+ *   buckets_at   stripes                    bucket_count words, a cache line each: a lock, a word that nobody reads, and
+ *                                           14 hash buckets: the first resource, 0 = none
  *   segments_at  segments                   segment_words each: records of one kind; added while the table grows
  *
  *   bucket ──► resource ──► resource ──► 0          (RES.NEXT; both under one stripe lock)
@@ -25,8 +25,10 @@
  * others go on: their views stay right for the old length, and they take the longer one when they next enter a
  * stripe (CTL.LENGTH). A *growable* SharedArrayBuffer would be nine times slower to read.
  *
- * Protocol: a stripe is a row of buckets, stripe (bucket >>> stripe_shift), so that walking it is reading on; whatever
- * hangs below a bucket is read and written only under that stripe's lock. Free records hang in one list per kind
+ * Protocol: whatever hangs below a bucket is read and written only under the lock of its stripe. A bucket's number is the
+ * place of its word, so the numbers of the stripes' heads are no buckets (`isBucket`). Lock and buckets share a cache line,
+ * because threads at work on different resources hand each other nothing but these lines. (Whether a stripe is idle can be
+ * seen without its lock: LockTable.nextBusy.) Free records hang in one list per kind
  * (word 0), under the allocator's lock, which is only taken inside a stripe lock, never the other way; each thread
  * keeps a list of a few for itself, void once AGE has changed. A generation counter rises whenever a record is freed.
  * Two pieces of code work on it by the same rules: table.ts with engine.ts, in TypeScript, which can do everything,
@@ -90,7 +92,7 @@ export const ARENA = {
 export const ARENA_WORDS = 4;
 
 export const TABLE_MAGIC = 0x4d584c54;
-export const TABLE_VERSION = 3;
+export const TABLE_VERSION = 4;
 
 export const TABLE_STATE = {
   /** No view yet. */
@@ -196,8 +198,12 @@ export const DESKS_AT = THREADS_AT + (THREAD_COUNT_MAX + 1) * THREAD_WORDS;
 export const PROGRAM_AT = DESKS_AT + (THREAD_COUNT_MAX + 1) * DESK_WORDS;
 export const PROGRAM_WORDS = 2048;
 
-export const STRIPES_AT = PROGRAM_AT + PROGRAM_WORDS;
-export const STRIPE_WORDS = 16;
+export const BUCKETS_AT = PROGRAM_AT + PROGRAM_WORDS;
+/** At the start of each stripe: its lock, and a word that nobody reads (a thread that will take the lock writes it). */
+export const STRIPE_HEAD_WORDS = 2;
+/** Words of a stripe: a cache line, so that who takes the lock has the buckets, too. */
+export const STRIPE_SHIFT = 4;
+export const STRIPE_WORDS = 1 << STRIPE_SHIFT;
 /** Set in a lock word when somebody sleeps on it; the bits below are the owner's thread number. */
 export const WAITERS = 0x4000_0000;
 
@@ -293,18 +299,15 @@ export interface TableCapacity {
 export interface TableLayout {
   readonly resourceCountMax: number;
   readonly lockCountMax: number;
+  /** Words of all stripes, a power of two: buckets, and the stripes' heads among them. */
   readonly bucketCount: number;
   readonly stripeCount: number;
-  /** bucket >>> this is its stripe. */
-  readonly stripeShift: number;
-  readonly bucketsAt: number;
   readonly segmentsAt: number;
   readonly segmentWords: number;
   /** Free records that a thread fetches at once. */
   readonly batchCount: number;
 }
 
-const STRIPE_COUNT_MAX = 2048;
 const BUCKET_COUNT_MAX = 1 << 20;
 /** 8 Mi of each stay below 1 GiB: byte offsets fit 31 bits. */
 const COUNT_MAX = 1 << 23;
@@ -322,11 +325,10 @@ export function tableLayout({ resourceCountMax, lockCountMax }: TableCapacity): 
       throw new RangeError(`lock table: ${name} count ${count}: expected 1 to ${COUNT_MAX}`);
     }
   }
-  const bucketCount = Math.min(BUCKET_COUNT_MAX, 2 ** Math.ceil(Math.log2(Math.max(2, resourceCountMax))));
-  const stripeCount = Math.min(STRIPE_COUNT_MAX, bucketCount);
-  const stripeShift = Math.log2(bucketCount / stripeCount);
-  const bucketsAt = STRIPES_AT + stripeCount * STRIPE_WORDS;
-  const segmentsAt = bucketsAt + bucketCount;
+  const wanted = 2 ** Math.ceil(Math.log2(Math.max(STRIPE_WORDS, resourceCountMax)));
+  const bucketCount = Math.min(BUCKET_COUNT_MAX, wanted);
+  const stripeCount = bucketCount / STRIPE_WORDS;
+  const segmentsAt = BUCKETS_AT + bucketCount;
   const pages = Math.ceil((resourceCountMax * RES_WORDS) / PAGE_WORDS);
   const segmentWords = Math.min(SEGMENT_PAGES_MAX, pages) * PAGE_WORDS;
   const batchCount = Math.max(
@@ -338,12 +340,15 @@ export function tableLayout({ resourceCountMax, lockCountMax }: TableCapacity): 
     lockCountMax,
     bucketCount,
     stripeCount,
-    stripeShift,
-    bucketsAt,
     segmentsAt,
     segmentWords,
     batchCount,
   };
+}
+
+/** Whether a number below the layout's bucketCount is a bucket: the others are the heads of stripes. */
+export function isBucket(bucket: number): boolean {
+  return (bucket & (STRIPE_WORDS - 1)) >= STRIPE_HEAD_WORDS;
 }
 
 /** Words that all records together can come to, full segments of each kind. */

@@ -18,9 +18,11 @@ import { MXFS_MODE_COUNT } from "../wire/abi.js";
 import {
   ARENA,
   ARENA_WORDS,
+  BUCKETS_AT,
   COUNTER,
   type CounterName,
   CTL,
+  isBucket,
   KEPT_AGE_AT,
   KEPT_COUNT_AT,
   KEPT_HEAD_AT,
@@ -37,8 +39,9 @@ import {
   RECORD_WORDS,
   RES,
   RES_LOCK_COUNT_MAX,
+  STRIPE_HEAD_WORDS,
+  STRIPE_SHIFT,
   STRIPE_WORDS,
-  STRIPES_AT,
   TABLE_MAGIC,
   TABLE_STATE,
   TABLE_VERSION,
@@ -215,11 +218,12 @@ export class LockTable {
 
   /** Which bucket; the hash is mixed again, for resources of one master agree in hash % node_count. */
   bucketOf(hash: number): number {
-    return (Math.imul(hash, 0x9e3779b1) >>> 7) & (this.#layout.bucketCount - 1);
+    const bucket = (Math.imul(hash, 0x9e3779b1) >>> 7) & (this.#layout.bucketCount - 1);
+    return isBucket(bucket) ? bucket : bucket + STRIPE_HEAD_WORDS;
   }
 
   stripeOf(bucket: number): number {
-    return bucket >>> this.#layout.stripeShift;
+    return bucket >>> STRIPE_SHIFT;
   }
 
   /** Runs `work` under a stripe's lock; a throw marks the table broken. Not reentrant. @throws LockTableError */
@@ -236,11 +240,47 @@ export class LockTable {
   }
 
   lockStripe(stripe: number): void {
-    this.#acquire(STRIPES_AT + stripe * STRIPE_WORDS, "stripe");
+    this.#acquire(BUCKETS_AT + (stripe << STRIPE_SHIFT), "stripe");
   }
 
   unlockStripe(stripe: number): void {
-    this.#release(STRIPES_AT + stripe * STRIPE_WORDS);
+    this.#release(BUCKETS_AT + (stripe << STRIPE_SHIFT));
+  }
+
+  /**
+   * Waits until everybody has left the stripe that he was in. Who has changed state or epoch before knows then that whoever
+   * takes a lock from now on sees that change: a free lock is only looked at, for both are sequentially consistent, and who
+   * takes one looks at the state after that. So it is as good as passing every lock, and dirties nothing.
+   * @throws LockTableError as lockStripe
+   */
+  passAll(): void {
+    // One is always taken: that finds out whether the table is broken.
+    this.locked(0, () => undefined);
+    const { words } = this;
+    for (let stripe = 0; stripe < this.stripeCount; stripe++) {
+      if (Atomics.load(words, BUCKETS_AT + (stripe << STRIPE_SHIFT)) !== 0) {
+        this.locked(stripe, () => undefined);
+      }
+    }
+  }
+
+  /**
+   * The first stripe from `from` on, or stripeCount, that is not idle: somebody is in it, or something hangs below it. Its lock
+   * is looked at first, so that what its last owner did is seen; what others do afterwards they do in the present state
+   * and epoch (as in `passAll`).
+   */
+  nextBusy(from: number): number {
+    const { words, stripeCount } = this;
+    // Of a broken table nothing is known: who goes on to take the lock is told.
+    if (words[CTL.BROKEN] !== 0) return from;
+    for (let stripe = from; stripe < stripeCount; stripe++) {
+      const at = BUCKETS_AT + (stripe << STRIPE_SHIFT);
+      if (Atomics.load(words, at) !== 0) return stripe;
+      for (let bucket = STRIPE_HEAD_WORDS; bucket < STRIPE_WORDS; bucket++) {
+        if (words[at + bucket] !== 0) return stripe;
+      }
+    }
+    return stripeCount;
   }
 
   /** For changes of state, epoch and view. Two at once are a mistake of the caller. */
@@ -330,7 +370,7 @@ export class LockTable {
 
   /** Word index of a bucket's head. */
   bucketAt(bucket: number): number {
-    return this.#layout.bucketsAt + bucket;
+    return BUCKETS_AT + bucket;
   }
 
   /** The resource with this key (key[0..8)), or 0. */
@@ -712,14 +752,15 @@ export class LockTable {
     if (Atomics.load(this.words, CTL.STATE) !== TABLE_STATE.CHANGING) {
       throw corrupt("it may be forgotten in state CHANGING only");
     }
-    const { bucketsAt, bucketCount } = this.#layout;
+    const { bucketCount } = this.#layout;
     this.#acquire(CTL.ALLOCATOR_LOCK, "allocator");
     try {
       const words = this.words;
       // Written only where something hangs: memory that was never written costs nothing. No segment, no record.
       if (words[CTL.SEGMENT_NEXT] !== 0) {
-        for (let at = bucketsAt; at < bucketsAt + bucketCount; at++) {
-          if (words[at] !== 0) words[at] = 0;
+        for (let bucket = 0; bucket < bucketCount; bucket++) {
+          const at = this.bucketAt(bucket);
+          if (words[at] !== 0 && isBucket(bucket)) words[at] = 0;
         }
       }
       words.fill(0, CTL.ARENAS, CTL.ARENAS + RECORD_WORDS.length * ARENA_WORDS);
@@ -741,16 +782,16 @@ export class LockTable {
    * shown while the table is being forgotten.
    */
   forEachResource(stripe: number, visit: (resource: number, bucket: number) => void): void {
-    const { stripeShift, bucketsAt } = this.#layout;
-    const end = (stripe + 1) << stripeShift;
-    for (let bucket = stripe << stripeShift; bucket < end; bucket++) {
+    const end = (stripe + 1) << STRIPE_SHIFT;
+    for (let bucket = (stripe << STRIPE_SHIFT) + STRIPE_HEAD_WORDS; bucket < end; bucket++) {
       // Most are empty.
-      if (this.words[bucketsAt + bucket] !== 0) this.forEachInBucket(bucket, visit);
+      if (this.words[this.bucketAt(bucket)] !== 0) this.forEachInBucket(bucket, visit);
     }
   }
 
-  /** As `forEachResource`, for one bucket. */
+  /** As `forEachResource`, for one bucket; nothing hangs below a number that is none. */
   forEachInBucket(bucket: number, visit: (resource: number, bucket: number) => void): void {
+    if (!isBucket(bucket)) return;
     let index = this.words[this.bucketAt(bucket)] as number;
     if (index === 0 || Atomics.load(this.words, CTL.STATE) === TABLE_STATE.CHANGING) return;
     for (let steps = 0; index !== 0; steps++) {

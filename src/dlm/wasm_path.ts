@@ -38,6 +38,7 @@ import {
 } from "../wire/abi.js";
 import { LOCK_ENTRY } from "../wire/lock_entry.js";
 import {
+  BUCKETS_AT,
   COUNTER,
   CTL,
   DESK,
@@ -60,8 +61,8 @@ import {
   QUEUE_FREE,
   RES,
   RES_LOCK_COUNT_MAX,
+  STRIPE_HEAD_WORDS,
   STRIPE_WORDS,
-  STRIPES_AT,
   TABLE_STATE,
   type TableLayout,
   THREAD_WORDS,
@@ -277,7 +278,7 @@ class Writer {
 
   /** @param volume the volume of the message before, and what its hash came to. */
   #hash(code: Code, message: I32, work: I32, volume: Var<"i64">, afterVolume: Var<"i32">): void {
-    const { bucketsAt, bucketCount, stripeShift } = this.layout;
+    const { bucketCount } = this.layout;
     code.if(load64(message, LOCK_ENTRY.volume).ne(volume), () => {
       code.set(volume, load64(message, LOCK_ENTRY.volume));
       code.set(afterVolume, i32(OFFSET_BASIS));
@@ -290,14 +291,18 @@ class Writer {
     code.store32(work, BYTES * DESK_WORK.HASH, hash);
     // As table.ts bucketOf, stripeOf.
     const mixed = hash.mul(i32(0x9e3779b1)).shr(i32(7));
-    const bucket = code.let(mixed.and(i32(bucketCount - 1)));
-    const head = code.let(bucket.shl(i32(2)).add(i32(BYTES * bucketsAt)));
+    const inStripe = STRIPE_WORDS - 1;
+    const place = code.let(mixed.and(i32(bucketCount - 1)));
+    const isHead = place.and(i32(inStripe)).lt(i32(STRIPE_HEAD_WORDS));
+    const bucket = place.add(isHead.mul(i32(STRIPE_HEAD_WORDS)));
+    const head = code.let(bucket.shl(i32(2)).add(i32(BYTES * BUCKETS_AT)));
     code.store32(work, BYTES * DESK_WORK.BUCKET, head);
-    const stripe = bucket.shr(i32(stripeShift)).mul(i32(BYTES * STRIPE_WORDS));
-    const lock = code.let(stripe.add(i32(BYTES * STRIPES_AT)));
+    const stripe = place.and(i32(~inStripe));
+    const lock = code.let(stripe.shl(i32(2)).add(i32(BYTES * BUCKETS_AT)));
     code.store32(work, BYTES * DESK_WORK.STRIPE, lock);
-    // Touched, for another thread may have had it last: to fetch it is what two threads at once wait for most.
-    code.store32(work, BYTES * DESK_WORK.HEAD, load32(lock));
+    // Written, for another thread may have had this line last: to fetch it is what two threads at once wait for most, and a
+    // plain store waits for nothing. It is the word that nobody reads.
+    code.store32(lock, BYTES, i32(0));
     // Unlocked, so only a hint: it is read again.
     code.store32(work, BYTES * DESK_WORK.HEAD, load32(head));
   }

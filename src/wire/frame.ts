@@ -192,9 +192,9 @@ export type OnLocks = (type: WireType, words: Int32Array, at: number, count: num
 
 /** The header's second word of the frames that go to OnLocks: version, and type above it. */
 const versionWord = (type: WireType): number => MXFS_WIRE_VERSION | (type << 16);
-const IS_LOCKS: ReadonlySet<number> = new Set(
-  [WireType.LOCK_REQUEST, WireType.LOCK_CONVERT, WireType.LOCK_RELEASE].map(versionWord),
-);
+const REQUEST_WORD = versionWord(WireType.LOCK_REQUEST);
+const CONVERT_WORD = versionWord(WireType.LOCK_CONVERT);
+const RELEASE_WORD = versionWord(WireType.LOCK_RELEASE);
 const ENTRY_SHIFT = Math.log2(MXFS_LOCK_ENTRY_SIZE);
 
 /** Takes one direction of one connection apart. */
@@ -308,7 +308,7 @@ export class FrameParser {
     const seq = this.#lastSeq + 1;
     if (
       words[at] !== MXFS_WIRE_MAGIC ||
-      !IS_LOCKS.has(version) ||
+      (version !== REQUEST_WORD && version !== RELEASE_WORD && version !== CONVERT_WORD) ||
       length === 0 ||
       (length & (MXFS_LOCK_ENTRY_SIZE - 1)) !== 0 ||
       length > this.bodyMax ||

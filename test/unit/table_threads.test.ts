@@ -208,9 +208,58 @@ test("an operation that fails half-way breaks the table for everybody", () => {
     /half-way/,
   );
   assert.throws(
-    () => second.locked(1, () => null),
+    () => second.locked(0, () => null),
     (error: unknown) => error instanceof LockTableError && error.code === "TABLE_BROKEN",
   );
+});
+
+test("a view change does not pass a stripe that somebody is in", () => {
+  const engine = LockEngine.create(1, { resourceCountMax: 1024, lockCountMax: 1024 });
+  const other = LockTable.attach(engine.memory);
+  const last = engine.table.stripeCount - 1;
+  engine.freezeAndClear(1n, [1]);
+  engine.resume(1n, new Outbox());
+  other.lockStripe(last);
+  engine.table.markThreadDead(other.thread);
+  assert.throws(
+    () => engine.freezeAndClear(2n, [1]),
+    (error: unknown) => error instanceof LockTableError && error.code === "TABLE_STALLED",
+  );
+});
+
+test("what goes through the whole table finds the stripes where something is, and only those", () => {
+  const engine = LockEngine.create(1, { resourceCountMax: 4096, lockCountMax: 4096 });
+  const { table } = engine;
+  const out = new Outbox();
+  const busy = (): number[] => {
+    const found: number[] = [];
+    for (let at = table.nextBusy(0); at < table.stripeCount; at = table.nextBusy(at + 1)) found.push(at);
+    return found;
+  };
+  engine.freezeAndClear(1n, [1]);
+  engine.resume(1n, out);
+  assert.equal(busy(), []);
+  for (let ino = 0; ino < 20; ino++) {
+    engine.submitEntry(COMMAND.REQUEST, entryOf({ ino: BigInt(ino), lockId: BigInt(ino + 1) }), 1, out);
+  }
+  const full: number[] = [];
+  for (let stripe = 0; stripe < table.stripeCount; stripe++) {
+    let count = 0;
+    table.locked(stripe, () => table.forEachResource(stripe, () => count++));
+    if (count > 0) full.push(stripe);
+  }
+  assert.ok(full.length > 10);
+  assert.equal(busy(), full);
+  const other = LockTable.attach(engine.memory);
+  const free = Array.from({ length: table.stripeCount }, (_, at) => at).find((at) => !full.includes(at)) ?? 0;
+  other.lockStripe(free);
+  assert.equal(
+    busy(),
+    [...full, free].sort((a, b) => a - b),
+  );
+  other.unlockStripe(free);
+  assert.is(engine.purgeNode(1, out), 20);
+  assert.equal(busy(), []);
 });
 
 test("strange memory is refused, and so are more threads than the lock words can name", () => {

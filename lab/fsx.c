@@ -8,9 +8,10 @@
  *	mxfs-fsx power FILE SECONDS                     writes blocks in rounds, tells each round that fsync has acknowledged
  *	mxfs-fsx power-check FILE ROUNDS                every block is of that round or a later one
  *
- * KINDS is a word of letters: r w (buffered), R W (O_DIRECT), m M (mapped read, store), t (truncate), p z c i f (fallocate: punch,
- * zero, collapse, insert, allocate), s (seek), y (copy within the file), k (clone within the file), S (fsync), o (open anew),
- * d (drop clean pages). All of them but k if it is missing. The same seed does the same operations.
+ * KINDS is a word of letters: r w (buffered), R W (O_DIRECT), m M (mapped read, store), t (truncate), p z Z c i f u (fallocate: punch,
+ * zero, zero beyond the end, collapse, insert, allocate, unshare), s (seek), y (copy within the file), k (clone within the file),
+ * e (dedupe within the file), S (fsync), o (open anew), d (drop clean pages). All of them but k u e if it is missing. The same seed does
+ * the same operations.
  *
  * What it checks: every byte read is the model's; the size is the model's; SEEK_HOLE's holes are zeros; after each run the whole file.
  *
@@ -300,6 +301,20 @@ static void one_operation(char kind)
 			     kind == 'p' ? "punch" : "zero");
 		memset(model + pos, 0, len);
 		break;
+	case 'Z':
+	case 'u':
+		pos = below(SIZE_MAX_BYTES / 3 + size * 2 / 3);
+		len = some_length(SIZE_MAX_BYTES - pos);
+		note("%s %zu %zu", kind == 'Z' ? "zero beyond" : "unshare", pos, len);
+		if (!len)
+			break;
+		do_fallocate(kind == 'Z' ? FALLOC_FL_ZERO_RANGE : FALLOC_FL_UNSHARE_RANGE, pos, len,
+			     kind == 'Z' ? "zero beyond" : "unshare");
+		if (pos + len > size)
+			grow_model(pos + len);
+		if (kind == 'Z')
+			memset(model + pos, 0, len);
+		break;
 	case 'c':
 		pos = below(blocks);
 		len = blocks ? 1 + below(blocks - pos < 8 ? blocks - pos : 8) : 0;
@@ -357,6 +372,29 @@ static void one_operation(char kind)
 			die("clone: %s", strerror(errno));
 		grow_model((to + len) * PAGE);
 		memcpy(model + to * PAGE, model + pos * PAGE, len * PAGE);
+		break;
+	}
+	case 'e': {
+		union {
+			struct file_dedupe_range range;
+			char room[sizeof(struct file_dedupe_range) + sizeof(struct file_dedupe_range_info)];
+		} ask = { .range = { .dest_count = 1 } };
+		struct file_dedupe_range_info *info = ask.range.info;
+
+		pos = below(blocks);
+		len = blocks ? 1 + below(blocks - pos < 4 ? blocks - pos : 4) : 0;
+		to = len ? below(blocks - len + 1) : 0;
+		note("dedupe %zu and %zu %zu", pos * PAGE, to * PAGE, len * PAGE);
+		if (!len || (to < pos + len && pos < to + len))
+			break;
+		ask.range.src_offset = pos * PAGE;
+		ask.range.src_length = len * PAGE;
+		info->dest_fd = fd;
+		info->dest_offset = to * PAGE;
+		if (ioctl(fd, FIDEDUPERANGE, &ask.range) || info->status < 0)
+			die("dedupe: %s", strerror(info->status < 0 ? -info->status : errno));
+		if ((info->status == FILE_DEDUPE_RANGE_SAME) != !memcmp(model + pos * PAGE, model + to * PAGE, len * PAGE))
+			die("dedupe says that the ranges are %s", info->status == FILE_DEDUPE_RANGE_SAME ? "equal" : "not equal");
 		break;
 	}
 	case 'S':
@@ -547,7 +585,7 @@ int main(int argc, char **argv)
 	if (argc == 5 || argc == 6) {
 		path = argv[1];
 		state = number(argv[3]);
-		return whole(argv[2], number(argv[4]), argc == 6 ? argv[5] : "rrwwRRWWmMtpzcifsySod");
+		return whole(argv[2], number(argv[4]), argc == 6 ? argv[5] : "rrwwRRWWmMtpzZcifsySod");
 	}
 	fprintf(stderr, "usage: mxfs-fsx FILE MODEL SEED OPERATIONS [KINDS] | region FILE OFFSET BYTES SEED OPERATIONS |\n"
 			"  power FILE SECONDS | power-check FILE ROUNDS\n");

@@ -1307,8 +1307,6 @@ static int mxfs_get_tree(struct fs_context *fc)
 
 	if (!fc->source || !*fc->source)
 		return invalf(fc, "mxfs: no device given: mount -t mxfs DEVICE DIRECTORY");
-	if (fc->sb_flags & SB_RDONLY)
-		return invalf(fc, "mxfs: read-only mounts are not supported (every node takes part in the cluster by writing): mount without ro, or use a read-only bind mount of it");
 	mxfs_options_profile(opt);
 	err = mxfs_options_check(fc, opt);
 	if (err)
@@ -1337,6 +1335,12 @@ static int mxfs_get_tree(struct fs_context *fc)
 	if (sb->s_root) {
 		fc->s_fs_info = NULL;
 		kfree(sbi);
+		if ((fc->sb_flags ^ sb->s_flags) & SB_RDONLY) {
+			errorf(fc, "mxfs: %s is mounted %s already: remount that, or use a bind mount", fc->source,
+			       sb_rdonly(sb) ? "ro" : "rw");
+			deactivate_locked_super(sb);
+			return -EBUSY;
+		}
 		if (!mxfs_options_equal(&MXFS_SB(sb)->opt, opt)) {
 			errorf(fc, "mxfs: %s is mounted already with other options: give the same ones, or unmount it first",
 			       fc->source);
@@ -1376,14 +1380,16 @@ static int mxfs_get_tree(struct fs_context *fc)
 
 static int mxfs_reconfigure(struct fs_context *fc)
 {
+	struct super_block *sb = fc->root->d_sb;
 	const char *changed;
 
-	if (fc->sb_flags & SB_RDONLY)
-		return invalf(fc, "mxfs: read-only mounts are not supported");
 	mxfs_options_profile(fc->fs_private);
-	changed = mxfs_options_changed(&MXFS_SB(fc->root->d_sb)->opt, fc->fs_private);
+	changed = mxfs_options_changed(&MXFS_SB(sb)->opt, fc->fs_private);
 	if (changed)
 		return invalf(fc, "mxfs: %s cannot be changed while mounted: unmount, and mount with the new value", changed);
+	/* Read-only is what processes here may do; the node goes on taking part in the cluster. */
+	if (fc->sb_flags & SB_RDONLY && !sb_rdonly(sb))
+		return sync_filesystem(sb);
 	return 0;
 }
 

@@ -101,7 +101,7 @@ suite.proves(
 );
 
 suite.proves(
-  "Random operations with clones, in turns, agree with a model; what is shared is not mapped",
+  "Random operations with clones, dedupe and unsharing, in turns, agree with a model; what is shared is not mapped",
   async () => {
     const { lab } = suite;
     const { member } = await sides();
@@ -116,7 +116,7 @@ suite.proves(
             "/share/clone.model",
             String(100 + turn * 2 + node),
             "40",
-            "krwRWmMtpyd",
+            "krwRWmMtpydkuueez",
           ],
           SLOW,
         );
@@ -289,6 +289,45 @@ suite.proves(
     assert.is(await checksum(holder, `${MOUNTPOINT}/taken-24`), await checksum(member, "/tmp/source"));
   },
   { expected: [/mxfs: .*(fenc|evict|lease|reservation|key|error)/i, /reservation conflict/i] },
+);
+
+suite.proves(
+  "Both nodes write new files at once: each in a directory of its own in its own allocation group, and large pieces in a shared one",
+  async () => {
+    const { lab, volume } = suite;
+    await lab.run(1, `mkdir ${MOUNTPOINT}/ag`);
+    await lab.run(1, `mkdir ${MOUNTPOINT}/ag/1`);
+    await lab.run(2, `mkdir ${MOUNTPOINT}/ag/2`);
+    await lab.run(1, `mkdir ${MOUNTPOINT}/ag/both`);
+    const write = "bs=1M status=none conv=fsync";
+    await Promise.all(
+      [1, 2].map((node) =>
+        lab.run(
+          node,
+          `cd ${MOUNTPOINT}/ag; for i in 1 2 3 4; do dd if=/dev/zero of=${node}/$i count=1 ${write}; done
+           dd if=/dev/zero of=both/${node} count=16 ${write}`,
+          SLOW,
+        ),
+      ),
+    );
+    await volume.umountAll();
+    await lab.run(1, "mkdir -p /mnt/raw && mount -t xfs -o ro /dev/sda /mnt/raw");
+    const extents = async (files: string): Promise<{ ags: Set<string>; count: number }> => {
+      const text = await lab.run(1, `cd /mnt/raw/ag; for i in ${files}; do xfs_bmap -v $i; done`);
+      // EXT: FILE-OFFSET BLOCK-RANGE AG AG-OFFSET TOTAL
+      const lines = text.split("\n").filter((line) => /^ +\d+: .*\d+\.\.\d+ +\d+ +\(/.test(line));
+      return {
+        ags: new Set(lines.map((line) => /\.\.\d+ +(\d+) +\(/.exec(line)?.[1] ?? "?")),
+        count: lines.length,
+      };
+    };
+    const [first, second, shared] = [await extents("1/*"), await extents("2/*"), await extents("both/*")];
+    await lab.run(1, "umount /mnt/raw");
+    assert.ok(first.count >= 4 && second.count >= 4, `${first.count}, ${second.count} extents`);
+    const common = [...first.ags].filter((ag) => second.ags.has(ag));
+    assert.equal(common, [], `allocation groups of both: ${common}`);
+    assert.ok(shared.count <= 16, `${shared.count} extents of two files of 16 MiB`);
+  },
 );
 
 suite.proves("After all of this the XFS is clean", async () => {

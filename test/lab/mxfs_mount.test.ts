@@ -142,6 +142,52 @@ suite.proves(
 );
 
 suite.proves(
+  "A read-only mount takes part in the cluster and changes nothing, on holder and member, and is remounted rw and ro",
+  async () => {
+    const { lab, volume } = suite;
+    await volume.mount(1, "ro,noatime");
+    await volume.mount(2);
+    const { holder, member } = await volume.roles();
+    assert.is(holder, 1);
+    await lab.run(2, `echo from the member >${MOUNTPOINT}/seen`);
+    assert.is(await lab.run(1, `cat ${MOUNTPOINT}/seen`), "from the member\n");
+    for (const node of [holder, member]) {
+      await lab.run(node, `mount -o remount,ro ${MOUNTPOINT}`);
+      const shown = await lab.run(node, `grep " ${MOUNTPOINT} " /proc/mounts`);
+      assert.match(shown, / mxfs ro[, ]/);
+      for (const change of [
+        "touch new",
+        "rm seen",
+        "truncate -s 1 seen",
+        "chmod 600 seen",
+        "mkdir d",
+        "mv seen s",
+      ]) {
+        const result = await lab.exec(node, `cd ${MOUNTPOINT} && ${change}`);
+        assert.match(result.stderr, /Read-only file system/, `${change} on node${node}`);
+      }
+      await lab.run(
+        node,
+        `cat ${MOUNTPOINT}/seen && mount -o remount,rw ${MOUNTPOINT} && echo ${node} >>${MOUNTPOINT}/seen`,
+      );
+    }
+    assert.is(await lab.run(member, `cat ${MOUNTPOINT}/seen`), `from the member\n${holder}\n${member}\n`);
+    // Who writes keeps it writable.
+    const result = await lab.exec(member, `exec 3>>${MOUNTPOINT}/seen; mount -o remount,ro ${MOUNTPOINT}`);
+    assert.is.not(result.status, 0);
+    assert.match(result.stderr, /busy/i);
+    await volume.umount(holder);
+    assert.is(await volume.role(member), "holder");
+    await lab.run(member, `mount -o remount,ro ${MOUNTPOINT}`);
+    await volume.mount(holder);
+    await lab.run(holder, `rm ${MOUNTPOINT}/seen`);
+    assert.is(await lab.run(member, `ls ${MOUNTPOINT}`), "");
+    await volume.umountAll();
+    await volume.checkXfs(1);
+  },
+);
+
+suite.proves(
   "Two nodes that mount a fresh XFS at the same instant become one holder and one member",
   async () => {
     const { volume } = suite;

@@ -49,7 +49,8 @@ static struct workqueue_struct *mxfs_aio_wq;
 
 int mxfs_aio_init(void)
 {
-	mxfs_aio_wq = alloc_workqueue("mxfs-aio", WQ_MEM_RECLAIM | WQ_HIGHPRI, 0);
+	/* No WQ_MEM_RECLAIM: what is done once more runs in XFS, which may wait for work that is not for memory reclaim. */
+	mxfs_aio_wq = alloc_workqueue("mxfs-aio", WQ_HIGHPRI, 0);
 	return mxfs_aio_wq ? 0 : -ENOMEM;
 }
 

@@ -122,8 +122,10 @@ int mxfs_local_map(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64 pos, 
 	err = -EFBIG;
 	if (!len || pos >= max)
 		goto out;
+	/* Whole blocks, and not one more: who writes sequentially goes on where the last piece ended. */
+	len = round_up(min_t(u64, (pos & mask) + len, MXFS_MAP_BYTES_MAX), *block);
+	need = round_up(min_t(u64, (pos & mask) + need, len), *block);
 	pos &= ~mask;
-	len = round_up(min_t(u64, len + *block, MXFS_MAP_BYTES_MAX), *block);
 	len = min(len, max - pos);
 	err = -ENXIO;
 	if (!inode->i_sb->s_export_op->map_blocks || !inode->i_sb->s_export_op->commit_blocks)
@@ -133,7 +135,7 @@ int mxfs_local_map(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64 pos, 
 	if (err)
 		goto out;
 	if (flags & MXFS_MAP_WRITE) {
-		need = min(round_up(min_t(u64, need, len) + *block, *block), len);
+		need = min(need, len);
 		err = vfs_fallocate(file, FALLOC_FL_KEEP_SIZE, pos, len);
 		if ((err == -ENOSPC || err == -EDQUOT) && need < len) {
 			len = need;

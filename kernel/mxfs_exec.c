@@ -1466,7 +1466,8 @@ int mxfs_exec_init(struct mxfs_sb_info *sbi)
 
 	if (!exec)
 		return -ENOMEM;
-	exec->wq = alloc_workqueue("mxfs_exec", WQ_UNBOUND | WQ_MEM_RECLAIM, MXFS_EXEC_WORKERS);
+	/* No WQ_MEM_RECLAIM: XFS, short of space, waits for work of its own that is not for memory reclaim either. */
+	exec->wq = alloc_workqueue("mxfs_exec", WQ_UNBOUND, MXFS_EXEC_WORKERS);
 	if (!exec->wq) {
 		kfree(exec);
 		return -ENOMEM;

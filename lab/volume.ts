@@ -189,13 +189,15 @@ export class Volume {
     return JSON.parse(text) as Record<string, unknown>;
   }
 
-  /** The kernel's counters and gauges, by their names without `count_`. */
+  /** The kernel's counters and gauges, by their names. From the kernel itself: a daemon that is busy is not waited for. */
   async counters(node: NodeName): Promise<ReadonlyMap<string, number>> {
-    const { kernel } = await this.status(node);
+    const text = await this.lab.run(node, [WORK, "counters"], { timeoutMs: 60_000 });
     return new Map(
-      Object.entries((kernel ?? {}) as Record<string, unknown>)
-        .filter(([name]) => name.startsWith("count_"))
-        .map(([name, value]) => [name.slice("count_".length), Number(value)] as const),
+      text
+        .trim()
+        .split("\n")
+        .map((line) => line.split(" "))
+        .map(([name = "", value]) => [name, Number(value)] as const),
     );
   }
 

@@ -413,9 +413,12 @@ struct mxfs_backend {
 			u32 *block);
 	/* At most MXFS_FSOP_DATA_MAX bytes each. Bytes done (short: end of file) or -errno. */
 	ssize_t (*read)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64 pos, struct iov_iter *to);
-	/* kernel: write-back, no permission or set-id handling. *attr: after. */
+	/*
+	 * kernel: write-back, no permission or set-id handling. mtime: what it is afterwards, NULL: the time of the write. *attr: after. On
+	 * a member data, size and time are on the disk when it is answered, as after fsync.
+	 */
 	ssize_t (*write)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64 pos, struct iov_iter *from,
-			 bool kernel, struct mxfs_attr *attr);
+			 bool kernel, const struct timespec64 *mtime, struct mxfs_attr *attr);
 	int (*fsync)(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, bool datasync);
 	/* Everything acknowledged before is durable after: dirty data that came by write() included. */
 	int (*syncfs)(struct mxfs_sb_info *sbi);

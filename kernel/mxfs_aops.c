@@ -255,11 +255,13 @@ static int mxfs_part_write(struct inode *inode, struct page **pages, unsigned in
 	struct mxfs_sb_info *sbi = mxfs_inode_sbi(inode);
 	struct mxfs_vnode *vn = MXFS_VN(inode);
 	struct bio_vec bv[MXFS_PART_PAGES];
+	struct timespec64 mtime;
 	const struct cred *old;
 	struct mxfs_attr attr;
 	struct iov_iter iter;
 	unsigned int nofs, i;
 	size_t done = 0;
+	u64 seq;
 	ssize_t n;
 	int err = 0;
 
@@ -272,6 +274,11 @@ static int mxfs_part_write(struct inode *inode, struct page **pages, unsigned in
 	nofs = memalloc_nofs_save();
 	old = override_creds(mxfs_kernel_cred);
 	attr.fh.ino = 0;
+	/* The time goes along: if nothing else is changed before all is written, there is nothing left to send (mxfs_push_times). */
+	spin_lock(&inode->i_lock);
+	mtime = inode->i_mtime;
+	seq = vn->attr_seq;
+	spin_unlock(&inode->i_lock);
 	/*
 	 * The lower file's end first has to reach as far as this node has written by itself: a write behind its end makes XFS zero
 	 * what lies between, also in a block that has our data already.
@@ -282,7 +289,7 @@ static int mxfs_part_write(struct inode *inode, struct page **pages, unsigned in
 	while (!err && done < len) {
 		iov_iter_bvec(&iter, WRITE, bv, count, len);
 		iov_iter_advance(&iter, done);
-		n = sbi->be->write(sbi, &vn->mi.fh, pos + done, &iter, true, &attr);
+		n = sbi->be->write(sbi, &vn->mi.fh, pos + done, &iter, true, &mtime, &attr);
 		if (n <= 0) {
 			err = n ? n : -EIO;
 			break;
@@ -293,7 +300,6 @@ static int mxfs_part_write(struct inode *inode, struct page **pages, unsigned in
 	memalloc_nofs_restore(nofs);
 	/* It may have blocks now where there was a hole, and data where there were blocks. */
 	mxfs_map_forget(inode, pos, len);
-	WRITE_ONCE(vn->map.via_holder, true);
 	WRITE_ONCE(vn->map.written_to, round_up(pos + len, PAGE_SIZE));
 	if (done)
 		mxfs_lock_dirtied(&vn->mi.lock);
@@ -301,6 +307,10 @@ static int mxfs_part_write(struct inode *inode, struct page **pages, unsigned in
 		spin_lock(&inode->i_lock);
 		inode->i_blocks = attr.blocks;
 		vn->disk_size = attr.size;
+		vn->sent.seq = timespec64_equal(&attr.mtime, &mtime) ? seq : 0;
+		vn->sent.change = attr.change;
+		vn->sent.change_of = attr.holders;
+		vn->sent.ctime = attr.ctime;
 		spin_unlock(&inode->i_lock);
 	}
 	return err;

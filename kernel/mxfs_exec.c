@@ -325,10 +325,16 @@ static ssize_t execute_write(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh,
 			     struct outcome *out)
 {
 	struct kvec vec = { .iov_base = (void *)p->data, .iov_len = p->data_len };
+	bool kernel = p->flags & MXFS_REQ_KERNEL;
+	struct mxfs_setattr set;
 	struct iov_iter iter;
+	int err;
 
+	err = mxfs_fsop_get_setattr(&set, &p->args);
+	if (err || (set.valid && (set.valid != (ATTR_MTIME | ATTR_MTIME_SET) || !kernel)))
+		return -EINVAL;
 	iov_iter_kvec(&iter, ITER_SOURCE, &vec, 1, p->data_len);
-	return mxfs_local_backend.write(sbi, fh, le64_to_cpu(p->args.offset), &iter, p->flags & MXFS_REQ_KERNEL,
+	return mxfs_local_backend.write(sbi, fh, le64_to_cpu(p->args.offset), &iter, kernel, set.valid ? &set.mtime : NULL,
 					&out->attr);
 }
 
@@ -779,10 +785,12 @@ static int make_durable(struct mxfs_sb_info *sbi, const struct request *req, con
 	if (req->readonly || req->lock || req->op == MXFS_FSOP_FSYNC || req->op == MXFS_FSOP_SYNCFS)
 		return 0;
 	mxfs_fsop_get_handle(&fh, &req->parsed.args.h);
-	if (req->op == MXFS_FSOP_COPY) /* its data may be in the lower page cache only */
-		err = mxfs_lower_write_out(sbi, &fh, 0, S64_MAX);
-	else if (req->op == MXFS_FSOP_WRITE && out->reply->value)
-		err = mxfs_lower_write_out(sbi, &fh, le64_to_cpu(req->parsed.args.offset), le64_to_cpu(out->reply->value));
+	/*
+	 * Its data may be in the lower page cache only, or in the disk's, which a log that has nothing to write does not flush. The file
+	 * first: then one force of the log, behind the data, mostly does for all.
+	 */
+	if (req->op == MXFS_FSOP_COPY || (req->op == MXFS_FSOP_WRITE && out->reply->value))
+		err = mxfs_local_backend.fsync(sbi, &fh, false);
 	return err ? err : mxfs_lower_commit(sbi);
 }
 

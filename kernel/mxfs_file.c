@@ -129,8 +129,8 @@ int mxfs_file_fsync(struct file *file, loff_t start, loff_t end, int datasync)
 	if (err)
 		return err;
 	err = -EAGAIN;
-	/* A member's own writes need the disk's cache flushed; what the holder did for it is durable, or kept. */
-	if (S_ISREG(inode->i_mode) && sbi->be == &mxfs_remote_backend && !xchg(&MXFS_VN(inode)->map.via_holder, false))
+	/* A member's own writes need the disk's cache flushed; what the holder did for it, writes among it, is durable, or kept. */
+	if (S_ISREG(inode->i_mode) && sbi->be == &mxfs_remote_backend)
 		err = mxfs_data_flush(inode) ?: mxfs_remote_settle(sbi);
 	if (err)
 		err = sbi->be->fsync(sbi, &mi->fh, datasync);
@@ -318,7 +318,7 @@ static ssize_t mxfs_write_through(struct kiocb *iocb, struct iov_iter *from)
 		n = mxfs_lower_direct(iocb, from, true, &attr);
 	} else {
 		pagefault_disable();
-		n = sbi->be->write(sbi, &mi->fh, iocb->ki_pos, from, false, &attr);
+		n = sbi->be->write(sbi, &mi->fh, iocb->ki_pos, from, false, NULL, &attr);
 		pagefault_enable();
 		if (n > 0)
 			iocb->ki_pos += n;

@@ -513,6 +513,14 @@ static bool mxfs_pages_clean(struct inode *inode)
 	       !mapping_tagged(inode->i_mapping, PAGECACHE_TAG_WRITEBACK);
 }
 
+/* The last write through the holder took the time along, and the size; under i_lock. */
+static bool mxfs_times_sent(struct inode *inode)
+{
+	struct mxfs_vnode *vn = MXFS_VN(inode);
+
+	return vn->sent.seq && vn->sent.seq == vn->attr_seq && vn->disk_size == i_size_read(inode) && mxfs_pages_clean(inode);
+}
+
 /*
  * `lazy` makes a second caller wait until a setattr under way has been answered: nothing of ours may arrive at
  * the holder after EX was given up.
@@ -522,7 +530,7 @@ int mxfs_push_times(struct inode *inode)
 	struct mxfs_sb_info *sbi = mxfs_inode_sbi(inode);
 	struct mxfs_vnode *vn = MXFS_VN(inode);
 	struct mxfs_setattr set = { .valid = ATTR_MTIME | ATTR_MTIME_SET, .durable = true };
-	bool unflushed = false;
+	bool unflushed = false, sent = false;
 	const struct cred *old;
 	struct mxfs_attr attr;
 	int err = 0;
@@ -545,6 +553,19 @@ int mxfs_push_times(struct inode *inode)
 	/* A commit takes the time along. */
 	err = mxfs_map_commit_gated(inode, &attr);
 	if (!err) {
+		spin_lock(&inode->i_lock);
+		sent = mxfs_times_sent(inode);
+		if (sent) {
+			inode->i_ctime = vn->sent.ctime;
+			vn->mi.change = vn->sent.change;
+			vn->mi.change_of = vn->sent.change_of;
+			vn->sent.seq = 0;
+			clear_bit(MXFS_VN_LOCAL, &vn->state);
+			vn->attr_seq++;
+		}
+		spin_unlock(&inode->i_lock);
+	}
+	if (!err && !sent) {
 		/* A member has it durable: that log force also flushes the disk behind what was written before. */
 		unflushed = sbi->be == &mxfs_remote_backend && xchg(&vn->map.unflushed, false);
 		old = override_creds(mxfs_kernel_cred);
@@ -560,6 +581,8 @@ int mxfs_push_times(struct inode *inode)
 		mark_inode_dirty_sync(inode);
 		goto out;
 	}
+	if (sent)
+		goto out;
 	mxfs_lock_dirtied(&vn->mi.lock);
 	spin_lock(&inode->i_lock);
 	if (vn->attr_seq == seq && mxfs_pages_clean(inode)) {

@@ -1179,8 +1179,9 @@ static ssize_t local_read(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u6
 }
 
 static ssize_t local_write(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64 pos, struct iov_iter *from,
-			   bool kernel, struct mxfs_attr *attr)
+			   bool kernel, const struct timespec64 *mtime, struct mxfs_attr *attr)
 {
+	struct iattr times = { .ia_valid = ATTR_MTIME | ATTR_MTIME_SET };
 	const struct cred *old_cred = NULL;
 	struct mxfs_lower *lower;
 	struct mxfs_lower_node *node;
@@ -1198,6 +1199,12 @@ static ssize_t local_write(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u
 		old_cred = override_creds(lower->kcred);
 	file_start_write(file);
 	done = vfs_iter_write(file, from, &at, 0);
+	if (done > 0 && mtime) { /* refused: the answer tells */
+		times.ia_mtime = *mtime;
+		inode_lock(d_inode(node->dentry));
+		notify_change(&init_user_ns, node->dentry, &times, NULL);
+		inode_unlock(d_inode(node->dentry));
+	}
 	file_end_write(file);
 	if (old_cred)
 		revert_creds(old_cred);
@@ -1208,22 +1215,6 @@ static ssize_t local_write(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u
 	mxfs_lower_failed(lower, done);
 	mxfs_lower_node_put(lower, node);
 	return done;
-}
-
-int mxfs_lower_write_out(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64 pos, u64 len)
-{
-	struct mxfs_lower *lower;
-	struct mxfs_lower_node *node;
-	struct file *file;
-	int err = begin_file(sbi, fh, &lower, &node, &file);
-
-	if (err)
-		return err;
-	err = filemap_write_and_wait_range(file->f_mapping, pos, pos + len - 1);
-	/* The end of I/O may have converted extents. */
-	meta_changed(lower);
-	mxfs_lower_node_put(lower, node);
-	return err;
 }
 
 int mxfs_local_begin_file(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, struct mxfs_lower **lower,

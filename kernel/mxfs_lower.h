@@ -98,8 +98,6 @@ void mxfs_lower_node_put(struct mxfs_lower *lower, struct mxfs_lower_node *node)
 /* The node's one file; it lives as long as the node. */
 struct file *mxfs_lower_node_file(struct mxfs_lower *lower, struct mxfs_lower_node *node);
 void mxfs_lower_forget(struct mxfs_lower *lower, const struct mxfs_fh *fh);
-/* Dirty data of that range is on the disk; its metadata after the next commit. */
-int mxfs_lower_write_out(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64 pos, u64 len);
 /*
  * mxfs_local.c for mxfs_blocks.c: the lower XFS, a node to be put, the open file of a regular file; the attributes after a change;
  * that data was changed.

@@ -971,7 +971,7 @@ static ssize_t remote_read(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u
 }
 
 static ssize_t remote_write(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, u64 pos, struct iov_iter *from,
-			    bool kernel, struct mxfs_attr *attr)
+			    bool kernel, const struct timespec64 *mtime, struct mxfs_attr *attr)
 {
 	size_t count = min_t(size_t, iov_iter_count(from), MXFS_FSOP_DATA_MAX), before = iov_iter_count(from);
 	struct result result;
@@ -982,6 +982,11 @@ static ssize_t remote_write(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, 
 		return -EFAULT;
 	build.flags = kernel ? MXFS_REQ_KERNEL : 0;
 	build.args.offset = cpu_to_le64(pos);
+	if (mtime) {
+		build.args.valid = cpu_to_le32(MXFS_SET_MTIME | MXFS_SET_MTIME_SET);
+		build.args.mtime_sec = cpu_to_le64(mtime->tv_sec);
+		build.args.mtime_nsec = cpu_to_le32(mtime->tv_nsec);
+	}
 	build.data = from;
 	build.data_len = count;
 	done = run(sbi, &build, &result);

@@ -43,7 +43,6 @@ struct mxfs_map {
 	u64 written_to, grow; /* of sequential writing: where it has come to, what it was given last */
 	bool beyond;	      /* blocks beyond the end of file may be there */
 	bool unflushed;	      /* written to the disk since its cache was flushed last */
-	bool via_holder;      /* written through the holder since the last fsync */
 	u64 lower_gen;	      /* of the lock under which the lower page cache is known to be right (on the holder) */
 };
 
@@ -57,6 +56,12 @@ struct mxfs_vnode {
 	unsigned long state;
 	struct work_struct last_close;
 	u64 disk_size; /* of the lower file, under i_lock: as the last answer had it */
+	struct {
+		u64 seq; /* what attr_seq was when a write took the time of this inode to the holder; 0: none did */
+		u64 change;
+		u32 change_of;
+		struct timespec64 ctime;
+	} sent; /* under i_lock: and what it has become by that */
 	struct mxfs_ahead *ahead; /* directories: mxfs_ahead.c */
 	struct mxfs_map map;
 	struct xarray ranges;	    /* of struct mxfs_range (mxfs_range.c) */

@@ -81,6 +81,33 @@ suite.proves("A member's data goes to the disk and not through the holder", asyn
 });
 
 suite.proves(
+  "A member's small append and its fsync are one message, and the holder keeps its time",
+  async () => {
+    const { lab, volume } = suite;
+    const { holder, member } = await sides();
+    const file = `${MOUNTPOINT}/appends`;
+    const count = 40;
+    await lab.run(member, `: >${file}; sync ${file}`);
+    const moved = await volume.moved(member, () =>
+      lab.run(
+        member,
+        `dd if=/dev/urandom of=${file} bs=4k count=${count} oflag=sync,append conv=notrunc status=none`,
+        SLOW,
+      ),
+    );
+    assert.ok(moved("holder_write") >= count / 2, `${moved("holder_write")} pages through the holder`);
+    assert.ok(moved("fsop_sent") <= count + 10, `${moved("fsop_sent")} messages for ${count} appends`);
+    const show = `stat -c '%s %h %y %z' ${file}`;
+    const seen = await lab.run(member, show);
+    assert.is(await lab.run(holder, show), seen);
+    assert.is(await checksum(holder, file), await checksum(member, file));
+    // What is changed behind it goes its own way.
+    await lab.run(member, `echo more >>${file}; touch -d @1000000000.5 ${file}; sync ${file}`);
+    assert.is(await lab.run(holder, `stat -c '%s %.1Y' ${file}`), `${count * 4096 + 5} 1000000000.5\n`);
+  },
+);
+
+suite.proves(
   "Random operations of every kind, in turns of both nodes on one file, agree with a model",
   async () => {
     const { lab } = suite;

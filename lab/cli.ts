@@ -95,7 +95,11 @@ async function main(args: string[]): Promise<number> {
           .option("memory", { type: "number", default: 1024, describe: "MiB per guest" })
           .option("cpus", { type: "number", default: 1 })
           .option("append", { type: "string", default: "", describe: "more kernel command line" })
-          .option("kernel", { type: "string", describe: "directory with vmlinux and lib/modules/RELEASE" })
+          .option("kernel", {
+            type: "string",
+            describe:
+              "debug (see scripts/debug-kernel.sh), or a directory with vmlinux and lib/modules/RELEASE",
+          })
           .option("replace", {
             type: "boolean",
             default: false,
@@ -109,6 +113,7 @@ async function main(args: string[]): Promise<number> {
             process.exit(130);
           });
         }
+        if (a.kernel === "debug") process.env.MXFS_KERNEL = "debug";
         await Lab.up({
           nodes: a.nodes,
           target: a.target,
@@ -117,7 +122,7 @@ async function main(args: string[]): Promise<number> {
           memoryMib: a.memory,
           cpus: a.cpus,
           append: a.append,
-          ...(a.kernel === undefined ? {} : { kernelDir: a.kernel }),
+          ...(a.kernel === undefined || a.kernel === "debug" ? {} : { kernelDir: a.kernel }),
           replace: a.replace,
           log: say,
         });

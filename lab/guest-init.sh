@@ -4,6 +4,7 @@
 # (the host's own root, read-only over 9p, under a tmpfs overlay), makes the node's identity, and hands over
 # to the lab's agent as process 1. lab/lab.ts fills in the kernel command line:
 #   mxfs.node=N  mxfs.project=DIR  mxfs.nodejs=FILE  mxfs.ports=COUNT  mxfs.kernel=DIR  mxfs.role=node|target
+#   [mxfs.module=FILE]  (in the project, shown as kernel/mxfs.ko: built for another kernel than Debian's)
 # Weakness: what is installed on the host during a run may stay unseen (cache=loose); the project's own tree
 # does not have that (cache=none).
 export PATH=/bin
@@ -25,6 +26,7 @@ for word in $(cat /proc/cmdline); do
     mxfs.ports=*) ports=${word#*=} ;;
     mxfs.kernel=*) kernel=${word#*=} ;;
     mxfs.role=*) role=${word#*=} ;;
+    mxfs.module=*) module=${word#*=} ;;
   esac
 done
 release=$(uname -r)
@@ -50,6 +52,9 @@ mount -t 9p -o trans=virtio,version=9p2000.L,cache=none,ro,msize=512000 project 
 # Except node_modules: hundreds of small files that do not change, and node opens them at every start.
 if [ -d "/root$project/node_modules" ]; then
   mount --bind "/lower$project/node_modules" "/root$project/node_modules" || fail "bind node_modules"
+fi
+if [ -n "$module" ]; then
+  mount --bind "/root$project/$module" "/root$project/kernel/mxfs.ko" || fail "bind $module"
 fi
 mkdir -p /root/mxfs /root/share /root/etc/mxfs /root/mnt
 mount --rbind "/root$project" /root/mxfs || fail "bind /mxfs"

@@ -9,6 +9,9 @@
 // so what is built during a run is seen at once (but for node_modules); /share, writable, one directory per
 // guest on the host, which outlives the guest and carries /etc/mxfs.
 //
+// MXFS_KERNEL=debug takes the kernel of scripts/debug-kernel.sh, which reports the module's bugs and is several times
+// slower: guests get more memory, and everybody who waits multiplies by `patience`.
+//
 // Hardware virtualisation is used only where a guest was seen to boot with it: /dev/kvm opens on machines on
 // which guests then hang. The answer of that probe is kept in .lab/cache, per host kernel.
 //
@@ -37,6 +40,14 @@ import { endProcess, LabError, processState, removeFile, run, sleepSync, startDa
 export const PROJECT_DIR = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
 export const CACHE_DIR = join(PROJECT_DIR, ".lab", "cache");
 
+/** Where scripts/debug-kernel.sh puts its kernel. */
+const DEBUG_KERNEL_DIR = process.env.MXFS_DEBUG_KERNEL ?? join(CACHE_DIR, "debug-kernel");
+/** The module for it, in the project. */
+const DEBUG_MODULE = ".lab/debug-module/kernel/mxfs.ko";
+/** Parsing ACPI tables under KASAN would take two minutes of every boot; every report counts, not the first alone. */
+const DEBUG_APPEND = "pci=noacpi acpi=noirq kasan_multi_shot";
+/** By how much time limits grow with it. */
+const DEBUG_PATIENCE = 6;
 const KVM_PROBE_MS = 12_000;
 const BUSYBOX = "/bin/busybox";
 
@@ -59,10 +70,35 @@ export interface Kernel {
   release: string;
   /** Where the package is unpacked: holds vmlinux, lib/modules/RELEASE. */
   dir: string;
+  /** mxfs.ko for it, seen from the project's directory, where that is not kernel/mxfs.ko. */
+  module?: string;
+  /** Words that it wants on its command line. */
+  append?: string;
 }
 
-/** The kernel in `dir`, or the newest one that setup.sh has unpacked. Throws when there is none. */
+/** Whether the guests run the debug kernel. */
+export function wantsDebugKernel(): boolean {
+  const wanted = process.env.MXFS_KERNEL ?? "";
+  if (wanted !== "" && wanted !== "debug")
+    throw new LabError(`MXFS_KERNEL=${wanted}: expected debug, or nothing`);
+  return wanted === "debug";
+}
+
+/** By how much everything takes longer in the guests than on Debian's kernel: time limits are multiplied by it. */
+export function patience(): number {
+  return wantsDebugKernel() ? DEBUG_PATIENCE : 1;
+}
+
+/** Also brings the module for it up to date. */
+function findDebugKernel(): Kernel {
+  const script = join(PROJECT_DIR, "scripts/debug-kernel.sh");
+  run("bash", [script, "module"], { MXFS_DEBUG_KERNEL: DEBUG_KERNEL_DIR });
+  return { ...findKernel(DEBUG_KERNEL_DIR), module: DEBUG_MODULE, append: DEBUG_APPEND };
+}
+
+/** The kernel in `dir`, or the debug kernel if wanted, or the newest that setup.sh has unpacked. Throws when there is none. */
 export function findKernel(dir?: string): Kernel {
+  if (dir === undefined && wantsDebugKernel()) return findDebugKernel();
   if (dir !== undefined) {
     const modules = join(dir, "lib/modules");
     const releases = existsSync(modules) ? readdirSync(modules) : [];
@@ -300,6 +336,8 @@ export function qemuArguments(spec: GuestSpec): string[] {
     "softlockup_panic=0 panic=0 rcupdate.rcu_cpu_stall_timeout=120 watchdog_thresh=60",
     `mxfs.role=${spec.role} mxfs.node=${spec.number} mxfs.ports=${EXEC_PORT_COUNT}`,
     `mxfs.project=${PROJECT_DIR} mxfs.kernel=${spec.kernel.dir} mxfs.nodejs=${process.execPath}`,
+    spec.kernel.module === undefined ? "" : `mxfs.module=${spec.kernel.module}`,
+    spec.kernel.append ?? "",
     spec.append,
   ].join(" ");
   const args = ["-name", spec.name, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"];

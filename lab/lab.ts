@@ -42,7 +42,9 @@ import {
   findKernel,
   type Kernel,
   PROJECT_DIR,
+  patience,
   qemuArguments,
+  wantsDebugKernel,
 } from "./guest.js";
 import {
   endProcess,
@@ -68,6 +70,7 @@ const RUN_ROOT = "/run/mxfs-lab";
 const NODE_COUNT_MAX = 8;
 /** The target guest's number, and the last byte of its address. */
 const TARGET_NUMBER = 100;
+/** Times `patience`. */
 const BOOT_TIMEOUT_MS = 180_000;
 const TOOL_TIMEOUT_MS = 10_000;
 /** Packets to a target whose path is cut go here: locally administered, and no guest has it. */
@@ -83,7 +86,7 @@ export interface LabOptions {
   diskBytes?: number;
   /** Size of a private /dev/vda for every node; 0 (default): none. */
   scratchBytes?: number;
-  /** Per guest; default 1024. */
+  /** Per guest; default 1024. Three times that with the debug kernel, whose shadow and records take the most of it. */
   memoryMib?: number;
   /** Per guest; default 1. */
   cpus?: number;
@@ -118,7 +121,7 @@ interface LabConfig {
 
 export interface ExecOptions {
   stdin?: Buffer | string;
-  /** SIGKILL for the command, and an error, after this time; default 300,000. 0: never. */
+  /** SIGKILL for the command, and an error, after this time (times `patience`); default 300,000. 0: never. */
   timeoutMs?: number;
   env?: Record<string, string>;
   /** Default "/". */
@@ -261,7 +264,7 @@ export class Lab {
       target: options.target ?? "tgt",
       diskBytes: options.diskBytes ?? 4 * 2 ** 30,
       scratchBytes: options.scratchBytes ?? 0,
-      memoryMib: options.memoryMib ?? 1024,
+      memoryMib: (options.memoryMib ?? 1024) * (wantsDebugKernel() ? 3 : 1),
       cpus: options.cpus ?? 1,
       append: options.append ?? "",
       kernel,
@@ -372,7 +375,7 @@ export class Lab {
       err.push(piece);
       options.onOutput?.(piece, "stderr");
     });
-    const timeoutMs = options.timeoutMs ?? 300_000;
+    const timeoutMs = (options.timeoutMs ?? 300_000) * patience();
     const timer =
       timeoutMs === 0
         ? undefined
@@ -821,7 +824,7 @@ export class Lab {
       new LabError(
         `${name}: ${what}\nqemu: ${tail(join(dir, "log"), 2000)}\nconsole: ${tail(consolePath(dir), 2000)}`,
       );
-    const deadline = Date.now() + BOOT_TIMEOUT_MS;
+    const deadline = Date.now() + BOOT_TIMEOUT_MS * patience();
     // QEMU makes its sockets before it runs the guest; the first command then waits for the guest's agent.
     while (!existsSync(join(dir, "qmp"))) {
       if (processState(id) === "gone") throw problem("QEMU did not start");
@@ -836,7 +839,8 @@ export class Lab {
       } catch (error) {
         if (!(error instanceof GuestGoneError)) throw error;
         if (processState(id) === "gone") throw problem("the guest died while it booted");
-        if (Date.now() > deadline) throw problem(`the guest is not up after ${BOOT_TIMEOUT_MS / 1000} s`);
+        if (Date.now() > deadline)
+          throw problem(`the guest is not up after ${(BOOT_TIMEOUT_MS * patience()) / 1000} s`);
         if (tail(consolePath(dir), 2000).includes("GUEST-FAILED")) throw problem("the guest's set-up failed");
       }
     }

@@ -9,6 +9,7 @@
 // Weakness: which node is the holder is a snapshot, and the caller must know that nothing moves it meanwhile.
 
 import { setTimeout as delay } from "node:timers/promises";
+import { patience } from "./guest.js";
 import { type Command, type ExecOptions, Lab, type NodeName, PROJECT_DIR } from "./lab.js";
 
 export const MOUNTPOINT = "/mnt/shared";
@@ -21,7 +22,7 @@ const STORY_END_LINES = 15;
 
 export type Role = "holder" | "member";
 
-/** What no kernel log of a healthy run has. */
+/** What no kernel log of a healthy run has. Most of it only the debug kernel can say. */
 const TROUBLE: readonly RegExp[] = [
   /WARNING:/,
   /\bBUG\b/,
@@ -39,7 +40,21 @@ const TROUBLE: readonly RegExp[] = [
   /\bmxfs: .*\b(error|corrupt)/i,
   /mxfs_inode.*remaining|Objects remaining in mxfs/i,
   /VFS: Busy inodes/,
+  /Assertion failed/,
+  /ODEBUG:/,
+  /double free|list_(add|del) corruption/,
 ];
+
+/** Whether a line of a kernel's log is one that no healthy run has. */
+export function isTrouble(line: string): boolean {
+  return TROUBLE.some((rule) => rule.test(line));
+}
+
+/** What kmemleak is asked for: everything is told, then twice a scan (what is seen once may be on its way). */
+const LEAK_SCAN = `
+  file=/sys/kernel/debug/kmemleak
+  test -e $file || { echo "no kmemleak in this kernel" >&2; exit 1; }
+  echo scan >$file && sleep 6 && echo scan >$file && cat $file`;
 
 /** What a node that is thrown out says, rightly. */
 export const FENCING_SAYS: readonly RegExp[] = [
@@ -66,21 +81,25 @@ export function quote(word: string): string {
   return /^[A-Za-z0-9_/.:=@%+,-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
 }
 
-/** Asks until the answer is not undefined. There is no event to wait for in another machine's state. */
+/**
+ * Asks until the answer is not undefined. There is no event to wait for in another machine's state. Slow guests get
+ * more time (`patience`).
+ */
 export async function until<T>(
   what: string,
   timeoutMs: number,
   ask: () => Promise<T | undefined>,
   everyMs = 300,
 ): Promise<T> {
-  const deadline = Date.now() + timeoutMs;
+  const limitMs = timeoutMs * patience();
+  const deadline = Date.now() + limitMs;
   for (;;) {
     const answer = await ask();
     if (answer !== undefined) {
       return answer;
     }
     if (Date.now() > deadline) {
-      throw new VolumeError(`${what}: not within ${timeoutMs / 1000} s`);
+      throw new VolumeError(`${what}: not within ${limitMs / 1000} s`);
     }
     await delay(everyMs);
   }
@@ -303,7 +322,7 @@ export class Volume {
       const log = this.lab.console(node);
       const lines = log.slice(this.#consoleSeen.get(String(node)) ?? 0).split(/\r?\n/);
       for (const line of lines) {
-        if (TROUBLE.some((rule) => rule.test(line)) && !expected.some((rule) => rule.test(line))) {
+        if (isTrouble(line) && !expected.some((rule) => rule.test(line))) {
           found.push(`node${node}: ${line}`);
         }
       }
@@ -316,8 +335,7 @@ export class Volume {
   kernelStory(node: NodeName, expected: readonly RegExp[] = []): string {
     const log = this.lab.console(node);
     const lines = log.slice(this.#consoleSeen.get(String(node)) ?? 0).split(/\r?\n/);
-    const trouble = (line: string): boolean =>
-      TROUBLE.some((rule) => rule.test(line)) && !expected.some((rule) => rule.test(line));
+    const trouble = (line: string): boolean => isTrouble(line) && !expected.some((rule) => rule.test(line));
     const first = lines.findIndex(trouble);
     const story = first < 0 ? lines.slice(-STORY_END_LINES) : lines.slice(first, first + STORY_LINES);
     return story.join("\n").trimEnd();
@@ -329,6 +347,32 @@ export class Volume {
     if (found.length > 0) {
       throw new VolumeError(
         `kernel logs: expected no trouble, found ${found.length} lines:\n${found.slice(0, 30).join("\n")}`,
+      );
+    }
+  }
+
+  /**
+   * On the debug kernel: removes the module from every running node (nobody has the volume mounted), and asks kmemleak
+   * for memory that nobody points to any more. Reports of others than MXFS are not ours.
+   * @throws VolumeError with the stacks that allocated it.
+   */
+  async checkLeaks(): Promise<void> {
+    const running = this.nodes.filter((node) => this.lab.state(node) === "running");
+    const found = await Promise.all(
+      running.map(async (node) => {
+        await this.lab.run(node, "rmmod mxfs", { timeoutMs: 60_000 });
+        return await this.lab.run(node, LEAK_SCAN, { timeoutMs: 120_000 });
+      }),
+    );
+    const leaks = found.flatMap((text, i) =>
+      text
+        .split(/^(?=unreferenced object)/m)
+        .filter((one) => /mxfs/.test(one))
+        .map((one) => `node${running[i]}: ${one.trim()}`),
+    );
+    if (leaks.length > 0) {
+      throw new VolumeError(
+        `kmemleak: expected nothing, found ${leaks.length} objects:\n${leaks.slice(0, 8).join("\n")}`,
       );
     }
   }

@@ -7,6 +7,7 @@
 //   npm test -- unit/config     the files of a part whose name begins so
 //   npm test -- --list          what there is
 //   npm test -- faults --target lio    the labs' shared disk from another target than tgt; or MXFS_TARGET=lio
+//   npm test -- lab/mxfs_posix --kernel debug    guests on the kernel of scripts/debug-kernel.sh; or MXFS_KERNEL=debug
 //
 // Every part says how long it took. The last line is "N passed, N failed"; the exit status is 0 only when
 // nothing failed and something passed. A test file that ends without uvu's totals counts as one failure.
@@ -18,6 +19,9 @@ import { fileURLToPath } from "node:url";
 
 const ROOT = join(dirname(fileURLToPath(import.meta.url)), "..", "..");
 const DIST_TEST = join(ROOT, "dist", "test");
+
+/** By how much a job may take longer on the guests' debug kernel. */
+const DEBUG_PATIENCE = 4;
 
 interface Count {
   passed: number;
@@ -63,6 +67,11 @@ function testFiles(folder: string, timeoutMs: number): Job[] {
       kind: "uvu",
       timeoutMs,
     }));
+}
+
+function timeLimitMs(job: Job): number {
+  const inLab = job.name.startsWith("lab/");
+  return job.timeoutMs * (inLab && process.env.MXFS_KERNEL === "debug" ? DEBUG_PATIENCE : 1);
 }
 
 function check(name: string, command: readonly string[], timeoutMs = 300_000): Job {
@@ -159,7 +168,7 @@ function run(job: Job): Promise<{ status: number | null; output: string; late: b
       if (child.pid !== undefined) {
         process.kill(-child.pid, "SIGKILL");
       }
-    }, job.timeoutMs);
+    }, timeLimitMs(job));
     const end = (status: number | null): void => {
       clearTimeout(timer);
       resolve({ status, output, late });
@@ -202,6 +211,15 @@ async function main(): Promise<number> {
     }
     process.env.MXFS_TARGET = target;
   }
+  const kernelAt = wanted.indexOf("--kernel");
+  if (kernelAt >= 0) {
+    const [, kernel] = wanted.splice(kernelAt, 2);
+    if (kernel !== "debug") {
+      process.stderr.write(`--kernel ${kernel ?? ""}: expected debug\n`);
+      return 2;
+    }
+    process.env.MXFS_KERNEL = kernel;
+  }
   const jobsOf = (part: Part): Job[] =>
     part
       .jobs()
@@ -236,7 +254,7 @@ async function main(): Promise<number> {
       sum.passed += count.passed;
       sum.failed += count.failed;
       const verdict = count.failed === 0 ? "ok  " : "FAIL";
-      const note = late ? ` (stopped after ${job.timeoutMs / 1000} s)` : "";
+      const note = late ? ` (stopped after ${timeLimitMs(job) / 1000} s)` : "";
       process.stdout.write(
         `${verdict} ${job.name}: ${count.passed} passed, ${count.failed} failed, ${seconds(jobStartMs)}${note}\n`,
       );

@@ -6,6 +6,7 @@
 // Weakness: a test that leaves the volume in another state than it found it says so itself, with `leaves`.
 
 import { test } from "uvu";
+import { wantsDebugKernel } from "../../lab/guest.js";
 import { Lab, type LabOptions } from "../../lab/lab.js";
 import { MOUNTPOINT, Volume } from "../../lab/volume.js";
 
@@ -56,7 +57,13 @@ export class Suite {
         process.exit(1);
       }
     });
-    test.after(() => {
+    test.after(async () => {
+      try {
+        if (wantsDebugKernel() && !this.#dirty) await this.#end();
+      } catch (error) {
+        process.stderr.write(`--- at the end: ${error instanceof Error ? error.message : String(error)}\n`);
+        process.on("exit", () => process.exit(1)); // uvu sets the status behind us
+      }
       this.#volume?.lab.down();
     });
   }
@@ -76,6 +83,15 @@ export class Suite {
     await this.#volume.prepareAll();
     await this.#volume.mkfs();
     if (this.#options.mounted) await this.#volume.mountAll(this.#options.mountOptions);
+  }
+
+  /** What only the debug kernel can tell: whether the module leaves anything behind. */
+  async #end(): Promise<void> {
+    this.volume.markKernelLogs();
+    await this.volume.umountAll();
+    await this.volume.checkLeaks();
+    this.volume.checkKernelLogs();
+    process.stderr.write("  kmemleak: nothing of mxfs is left\n");
   }
 
   /** A test named by the sentence that it proves. */

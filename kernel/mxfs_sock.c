@@ -189,6 +189,23 @@ static void receive_work(struct work_struct *work)
 
 /* ---------------------------------------------------------------- connections come and go */
 
+/*
+ * For lockdep: the socket came from user space, but nobody there uses it any more, and what is sent here lies in the kernel.
+ * Other sockets are locked around copies from user memory, and a fault on a mapping of ours sends by this one: as one class the two
+ * would make a circle that cannot be. Not held by anybody: it is established, and its daemon has left it to us.
+ */
+static void sock_set_class(struct sock *sk)
+{
+	static struct lock_class_key key;
+
+	local_bh_disable();
+	spin_lock(&sk->sk_lock.slock);
+	if (!sock_owned_by_user_nocheck(sk))
+		lockdep_init_map(&sk->sk_lock.dep_map, "sk_lock-mxfs", &key, 0);
+	spin_unlock(&sk->sk_lock.slock);
+	local_bh_enable();
+}
+
 int mxfs_sock_add(struct mxfs_sb_info *sbi, u32 node, u32 incarnation, u32 fd)
 {
 	struct mxfs_socks *socks = sbi->socks;
@@ -220,6 +237,7 @@ int mxfs_sock_add(struct mxfs_sb_info *sbi, u32 node, u32 incarnation, u32 fd)
 	err = -EPROTONOSUPPORT;
 	if (sk->sk_protocol != IPPROTO_TCP || sk->sk_type != SOCK_STREAM || sk->sk_state != TCP_ESTABLISHED)
 		goto out_fput;
+	sock_set_class(sk);
 	tcp_sock_set_nodelay(sk);
 	lock_sock(sk);
 	sk->sk_allocation = GFP_NOFS; /* write-back and reclaim send by it */

@@ -42,9 +42,11 @@ wanted() {
   dpkg-query -W -f '${Version}\n' linux-source-6.1 2>/dev/null || true
 }
 
-# make in the build directory, niced: whatever else runs on the machine goes first.
+# make in the build directory, niced: whatever else runs on the machine goes first. What PVH's entry calls runs before
+# KASAN's shadow is mapped, and would never come to its first message with checks in it.
 build_make() {
-  nice make -C "$source" O="$build" KBUILD_BUILD_USER=mxfs KBUILD_BUILD_HOST=lab "$@"
+  nice make -C "$source" O="$build" KBUILD_BUILD_USER=mxfs KBUILD_BUILD_HOST=lab \
+    KASAN_SANITIZE_enlighten.o=n KASAN_SANITIZE_string.o=n "$@"
 }
 
 configure() {
@@ -68,7 +70,7 @@ compile() {
   trap - EXIT
   wait $job || { tail -n 30 "$log" >&2; die "the kernel does not build (all of it: $log)"; }
 }
-FILE_COUNT=1500
+FILE_COUNT=1350
 
 kernel() {
   [ "$(cat "$dir/complete" 2>/dev/null)" = "$(wanted)" ] && return

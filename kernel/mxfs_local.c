@@ -101,7 +101,7 @@ void mxfs_lower_close(struct mxfs_lower *lower, struct file *file)
 	doom(lower, node);
 }
 
-/* Only what has an open file is the worker's: the rest goes here and now, as in any other use of the XFS. */
+/* May sleep. Only what has an open file is the worker's: the rest goes here and now, as in any other use of the XFS. */
 void mxfs_lower_node_put(struct mxfs_lower *lower, struct mxfs_lower_node *node)
 {
 	if (!refcount_dec_and_test(&node->ref))
@@ -284,7 +284,8 @@ struct file *mxfs_lower_node_file(struct mxfs_lower *lower, struct mxfs_lower_no
 	return file;
 }
 
-void mxfs_lower_forget(struct mxfs_lower *lower, const struct mxfs_fh *fh)
+/* The reference of the hash becomes the caller's; NULL: it is not cached. */
+static struct mxfs_lower_node *take_out(struct mxfs_lower *lower, const struct mxfs_fh *fh)
 {
 	struct mxfs_lower_node *node;
 
@@ -293,6 +294,13 @@ void mxfs_lower_forget(struct mxfs_lower *lower, const struct mxfs_fh *fh)
 	if (node)
 		unhash_node(lower, node);
 	spin_unlock(&lower->lock);
+	return node;
+}
+
+void mxfs_lower_forget(struct mxfs_lower *lower, const struct mxfs_fh *fh)
+{
+	struct mxfs_lower_node *node = take_out(lower, fh);
+
 	if (node)
 		mxfs_lower_node_put(lower, node);
 }
@@ -1482,12 +1490,17 @@ static int local_getlk(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh, struc
 static void local_forget(struct mxfs_sb_info *sbi, const struct mxfs_fh *fh)
 {
 	struct mxfs_lower *lower;
+	struct mxfs_lower_node *node;
 
-	/* Not inside the gate: the unmount of the lower XFS waits for this by synchronize_rcu. */
+	/*
+	 * Not inside the gate: the unmount of the lower XFS waits for this by synchronize_rcu. The last reference goes to the worker, with
+	 * or without an open file: dput() may sleep, and the unmount waits for the worker, too.
+	 */
 	rcu_read_lock();
 	lower = READ_ONCE(sbi->lower);
-	if (lower)
-		mxfs_lower_forget(lower, fh);
+	node = lower ? take_out(lower, fh) : NULL;
+	if (node && refcount_dec_and_test(&node->ref))
+		doom(lower, node);
 	rcu_read_unlock();
 }
 

@@ -191,7 +191,7 @@ suite.proves(
   "Two nodes that mount a fresh XFS at the same instant become one holder and one member",
   async () => {
     const { volume } = suite;
-    const count = rounds(6);
+    const count = rounds(10);
     const holders = new Set<number>();
     for (let round = 1; round <= count; round++) {
       await volume.mkfs(1);
@@ -211,7 +211,7 @@ suite.proves(
   "Mounting and unmounting again and again leaves no daemon, no inode, no key, and an XFS that is clean",
   async () => {
     const { lab, volume } = suite;
-    const count = rounds(8);
+    const count = rounds(20);
     await volume.mount(1);
     await volume.work(1, ["names", MOUNTPOINT, "n", 200]);
     await volume.umount(1);
